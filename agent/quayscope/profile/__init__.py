@@ -1,0 +1,40 @@
+"""What a profile is, and how it looks on the wire. Standard library only, CPython 3.9 to 3.13."""
+
+from quayscope.profile.errors import Failure, MalformedProfile, ProfileError, PushFailed, UnknownProfileType
+from quayscope.profile.model import KINDS, Attributes, Frame, Losses, Profile, Stack
+from quayscope.profile.types import (
+    BLOCK,
+    GOROUTINE,
+    MEMORY,
+    MUTEX,
+    PROCESS_CPU,
+    TYPES,
+    ProfileType,
+    ValueType,
+    profile_type,
+    split_type_id,
+)
+
+__all__ = [
+    "BLOCK",
+    "GOROUTINE",
+    "KINDS",
+    "MEMORY",
+    "MUTEX",
+    "PROCESS_CPU",
+    "TYPES",
+    "Attributes",
+    "Failure",
+    "Frame",
+    "Losses",
+    "MalformedProfile",
+    "Profile",
+    "ProfileError",
+    "ProfileType",
+    "PushFailed",
+    "Stack",
+    "UnknownProfileType",
+    "ValueType",
+    "profile_type",
+    "split_type_id",
+]
