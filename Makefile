@@ -1,0 +1,54 @@
+# Every verb of the project. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format install clean verify-flow screenshot
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Quayscope needs Python 3.11 or newer; next: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) has no venv module; next: apt-get install python3-venv" >&2; exit 2; }
+	@touch $@
+
+# The demo needs no development tools, so it installs without them: fewer packages, sooner.
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml hatch_build.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml hatch_build.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	@touch $@ $(VENV)/.runtime
+
+install: $(VENV)/.dev ## set up the virtual environment with development tools
+
+demo: $(VENV)/.runtime ## run the main job: make demo ARGS="--duration 30s --exit --json out.json"
+	$(BIN)/quayscope demo $(ARGS)
+
+test: $(VENV)/.dev ## set up and run every test: make test ARGS="-k store"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## types, style, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## put the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+verify-flow: $(VENV)/.dev ## the whole flow at full size: every line of the demo's promises, with figures
+	$(BIN)/python -m pytest tests/e2e -m e2e --full $(ARGS)
+
+screenshot: $(VENV)/.dev ## take the README's picture anew from a live demo
+	$(BIN)/python tests/e2e/take_screenshot.py docs/images/page.png
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist collector/quayscope/collector/web/static

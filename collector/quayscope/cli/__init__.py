@@ -1,0 +1,1 @@
+"""The `quayscope` command: gathers each part's `commands` module."""
