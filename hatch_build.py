@@ -35,8 +35,16 @@ class AssetsBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         npm, environment = self._npm()
         try:
-            subprocess.run([*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=frontend, env=environment, check=True, stdout=sys.stderr)
-            subprocess.run([*npm, "run", "build"], cwd=frontend, env=environment, check=True, stdout=sys.stderr)
+            subprocess.run(
+                [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+                cwd=frontend,
+                env=environment,
+                check=True,
+                stdout=sys.stderr,
+            )
+            subprocess.run(
+                [*npm, "run", "build"], cwd=frontend, env=environment, check=True, stdout=sys.stderr
+            )
         except (OSError, subprocess.CalledProcessError) as error:
             raise SystemExit(f"building the page failed: {error}; its source is in {frontend}") from error
 
@@ -45,7 +53,9 @@ class AssetsBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         built = static / "page.js"
         if not built.exists():
             return False
-        sources = [path for path in frontend.rglob("*") if "node_modules" not in path.parts and path.is_file()]
+        sources = [
+            path for path in frontend.rglob("*") if "node_modules" not in path.parts and path.is_file()
+        ]
         return all(path.stat().st_mtime <= built.stat().st_mtime for path in sources)
 
     @staticmethod

@@ -41,7 +41,8 @@ class ProfileType(NamedTuple):
     def ids(self) -> tuple[str, ...]:
         """The full identifier of each column, `name:type:unit:period_type:period_unit`, in column order."""
         return tuple(
-            f"{self.name}:{value.type}:{value.unit}:{self.period.type}:{self.period.unit}" for value in self.values
+            f"{self.name}:{value.type}:{value.unit}:{self.period.type}:{self.period.unit}"
+            for value in self.values
         )
 
 

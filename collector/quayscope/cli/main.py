@@ -36,13 +36,22 @@ COMMANDS = {
         "Run the whole flow on a small registry and show why its requests were slow.",
     ),
     "agent": _Command(
-        "quayscope.agent.commands", "agent", "agent", "Run a program with the agent in its workers, or bundle it."
+        "quayscope.agent.commands",
+        "agent",
+        "agent",
+        "Run a program with the agent in its workers, or bundle it.",
     ),
     "sidecar": _Command(
-        "quayscope.sidecar.commands", "sidecar", "sidecar", "Watch a pod: relay its agents, sample its Postgres."
+        "quayscope.sidecar.commands",
+        "sidecar",
+        "sidecar",
+        "Watch a pod: relay its agents, sample its Postgres.",
     ),
     "collector": _Command(
-        "quayscope.collector.commands", "collector", "collector", "Receive, store, query and show profiles and spans."
+        "quayscope.collector.commands",
+        "collector",
+        "collector",
+        "Receive, store, query and show profiles and spans.",
     ),
     "load": _Command("quayscope.load.commands", "load", "load", "Fire a workload and measure it."),
 }

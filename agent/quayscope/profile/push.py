@@ -1,0 +1,188 @@
+"""Pyroscope's push protocol: the message, and a client that speaks Connect over HTTP.
+
+Source: grafana/pyroscope `api/push/v1/push.proto`; `POST /push.v1.PusherService/Push` with
+`application/proto`, errors as JSON `{"code", "message"}` (connectrpc.com, protocol reference).
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import ssl
+import threading
+from collections.abc import Iterable
+from typing import NamedTuple, Optional, Union
+from urllib.parse import urlsplit
+
+from quayscope.profile.errors import MalformedProfile, ProfileError, PushFailed
+from quayscope.profile.model import Profile
+from quayscope.profile.pprof import encode
+from quayscope.profile.protowire import LENGTH, fields, put_bytes, put_text, text
+
+__all__ = ["PUSH_PATH", "PushClient", "PushSeries", "decode_push", "encode_push", "series_of"]
+
+PUSH_PATH = "/push.v1.PusherService/Push"
+_COMPRESS_FROM = 1024
+_MAX_ERROR_BYTES = 4096
+
+
+class PushSeries(NamedTuple):
+    """One series of a push: its labels (`__name__` is the profile type) and (id, pprof bytes) pairs."""
+
+    labels: dict[str, str]
+    samples: tuple[tuple[str, bytes], ...]
+
+
+def series_of(profile: Profile, push_id: str) -> PushSeries:
+    """Return `profile` as a series to push; a receiver stores the same `push_id` once."""
+    return PushSeries({**profile.labels, "__name__": profile.type.name}, ((push_id, encode(profile)),))
+
+
+def encode_push(series: Iterable[PushSeries]) -> bytes:
+    """Return a push.v1.PushRequest."""
+    out = bytearray()
+    for one in series:
+        body = bytearray()
+        for name, value in one.labels.items():
+            label = bytearray()
+            put_text(label, 1, name)
+            put_text(label, 2, value)
+            put_bytes(body, 1, label)
+        for push_id, data in one.samples:
+            sample = bytearray()
+            put_bytes(sample, 1, data)
+            put_text(sample, 2, push_id)
+            put_bytes(body, 2, sample)
+        put_bytes(out, 1, body)
+    return bytes(out)
+
+
+def decode_push(data: bytes) -> list[PushSeries]:
+    """Read a push.v1.PushRequest; raises `MalformedProfile`."""
+    return [_series(view) for view in _messages(data, 1)]
+
+
+def _messages(data: Union[bytes, memoryview], wanted: int) -> list[memoryview]:
+    found: list[memoryview] = []
+    for number, wire, value in fields(data):
+        if number == wanted:
+            if wire != LENGTH or isinstance(value, int):
+                raise MalformedProfile(f"field {number} of the push is not a message")
+            found.append(value)
+    return found
+
+
+def _series(view: memoryview) -> PushSeries:
+    labels: dict[str, str] = {}
+    for label in _messages(view, 1):
+        pair = {number: text(value) for number, _, value in fields(label)}
+        labels[pair.get(1, "")] = pair.get(2, "")
+    samples: list[tuple[str, bytes]] = []
+    for sample in _messages(view, 2):
+        push_id, data = "", b""
+        for number, _, value in fields(sample):
+            if isinstance(value, int):
+                continue
+            if number == 1:
+                data = bytes(value)
+            elif number == 2:
+                push_id = text(value)
+        samples.append((push_id, data))
+    return PushSeries(labels, tuple(samples))
+
+
+class PushClient:
+    """Posts to one receiver over a kept connection. Not for several threads at once without its lock.
+
+    `url` is http or https; `token` is sent as a bearer token and never logged; `tenant` as
+    `X-Scope-OrgID`. Redirects are not followed: a token must not travel elsewhere.
+    """
+
+    def __init__(
+        self, url: str, *, token: Optional[str] = None, tenant: Optional[str] = None, timeout_s: float = 10.0
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ProfileError(f"{url!r} is not an http or https address", next_step="use http://HOST:PORT")
+        self._tls = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = parts.port
+        self._base = parts.path.rstrip("/")
+        self._timeout = timeout_s
+        self._headers = {"User-Agent": "quayscope", "Connect-Protocol-Version": "1"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        if tenant:
+            self._headers["X-Scope-OrgID"] = tenant
+        self._connection: Optional[http.client.HTTPConnection] = None
+        self._lock = threading.Lock()
+
+    def push(self, body: bytes) -> None:
+        """Send a push.v1.PushRequest; its profiles are gzipped already. Raises `PushFailed`."""
+        self.post(PUSH_PATH, body, "application/proto", compress=False)
+
+    def post(self, path: str, body: bytes, content_type: str, *, compress: bool = True) -> bytes:
+        """Send `body` and return the answer's body; raises `PushFailed` for anything but a 2xx."""
+        headers = {**self._headers, "Content-Type": content_type}
+        if compress and len(body) >= _COMPRESS_FROM:
+            body = gzip.compress(body, 1, mtime=0)
+            headers["Content-Encoding"] = "gzip"
+        with self._lock:
+            kept = self._connection is not None
+            try:
+                return self._exchange(path, body, headers)
+            except (http.client.HTTPException, OSError) as error:
+                self._drop()
+                if not kept or isinstance(error, TimeoutError):
+                    raise PushFailed(
+                        f"{self._host} cannot be reached: {error or type(error).__name__}"
+                    ) from error
+            # A kept connection may have been closed by the other side while idle: once more on a new one.
+            try:
+                return self._exchange(path, body, headers)
+            except (http.client.HTTPException, OSError) as error:
+                self._drop()
+                raise PushFailed(
+                    f"{self._host} cannot be reached: {error or type(error).__name__}"
+                ) from error
+
+    def close(self) -> None:
+        """Close the kept connection."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _exchange(self, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+        connection = self._connection
+        if connection is None:
+            if self._tls:
+                context = ssl.create_default_context()
+                connection = http.client.HTTPSConnection(
+                    self._host, self._port, timeout=self._timeout, context=context
+                )
+            else:
+                connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+            self._connection = connection
+        connection.request("POST", self._base + path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.will_close:
+            self._drop()
+        if not 200 <= answer.status < 300:
+            raise _refusal(answer.status, content)
+        return content
+
+
+def _refusal(status: int, content: bytes) -> PushFailed:
+    code, message = "", content[:_MAX_ERROR_BYTES].decode("utf-8", "replace").strip()
+    try:
+        parsed = json.loads(content)
+        code, message = str(parsed["code"]), str(parsed.get("message", ""))
+    except (ValueError, KeyError, TypeError):
+        pass
+    return PushFailed(f"refused with status {status}: {message[:500]}", status=status, code=code)
