@@ -15,7 +15,7 @@ from __future__ import annotations
 __all__ = ["Failure", "MalformedProfile", "ProfileError", "PushFailed", "UnknownProfileType"]
 
 
-class Failure(Exception):  # noqa: N818 - the root of a tree whose leaves end in Error
+class Failure(Exception):
     """Something a person must hear about: what happened, and what to do next.
 
     `exit_code` is what the command line ends with: 1 the thing measured failed its thresholds,

@@ -89,7 +89,7 @@ class Profile:
         self.samples[key] = values if held is None else tuple(a + b for a, b in zip(held, values))
 
     def totals(self) -> tuple[int, ...]:
-        """The sum of each column."""
+        """Return the sum of each column."""
         sums = [0] * len(self.type.values)
         for values in self.samples.values():
             for index, value in enumerate(values):

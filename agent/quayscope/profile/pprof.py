@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from quayscope.profile.errors import MalformedProfile, UnknownProfileType
 from quayscope.profile.model import KINDS, Attributes, Frame, Losses, Profile, Stack
@@ -153,14 +153,14 @@ class _Message(NamedTuple):
     strings: list[str]
     comments: list[int]
     numbers: dict[int, int]
-    period_type: Optional[memoryview]
+    period_type: memoryview | None
 
 
 def decode(
     data: bytes,
-    labels: Optional[Mapping[str, str]] = None,
+    labels: Mapping[str, str] | None = None,
     *,
-    name: Optional[str] = None,
+    name: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Profile:
     """Read a pprof message, gzipped or not, as a profile with these series labels.
@@ -222,7 +222,7 @@ def _take_apart(data: bytes) -> _Message:
     message = _Message([], [], [], [], [], [], [], {}, None)
     parts = {1: message.value_types, 2: message.samples, 3: message.mappings, 4: message.locations}
     parts[5] = message.functions
-    period_type: Optional[memoryview] = None
+    period_type: memoryview | None = None
     for number, wire, value in fields(data):
         if number in parts or number in (6, 11):
             if wire != LENGTH or isinstance(value, int):
@@ -271,7 +271,7 @@ def _guess_type(columns: list[ValueType]) -> ProfileType:
     raise UnknownProfileType(f"no registered profile type has {shown}")
 
 
-def _match_columns(kind: ProfileType, columns: list[ValueType]) -> list[Optional[int]]:
+def _match_columns(kind: ProfileType, columns: list[ValueType]) -> list[int | None]:
     sources = [columns.index(wanted) if wanted in columns else None for wanted in kind.values]
     if all(source is None for source in sources):
         shown = ", ".join(f"{column.type}/{column.unit}" for column in columns) or "none"

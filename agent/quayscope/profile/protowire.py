@@ -51,7 +51,7 @@ def put_varint(out: bytearray, number: int, value: int) -> None:
         varint(out, value)
 
 
-def put_bytes(out: bytearray, number: int, value: Union[bytes, bytearray]) -> None:
+def put_bytes(out: bytearray, number: int, value: bytes | bytearray) -> None:
     """Append a length-delimited field, empty ones too (an empty message is not an absent one)."""
     varint(out, number << 3 | LENGTH)
     varint(out, len(value))
@@ -109,7 +109,7 @@ def _read_varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
     raise MalformedProfile(f"the message ends inside a varint at byte {at}")
 
 
-def fields(data: Union[bytes, bytearray, memoryview]) -> Iterator[tuple[int, int, Value]]:
+def fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, Value]]:
     """Yield (field number, wire type, value) of one message; nested messages come as memoryviews.
 
     Raises `MalformedProfile` on truncated, overlong or unknown encodings.

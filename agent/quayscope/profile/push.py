@@ -12,7 +12,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from quayscope.profile.errors import MalformedProfile, ProfileError, PushFailed
@@ -63,7 +63,7 @@ def decode_push(data: bytes) -> list[PushSeries]:
     return [_series(view) for view in _messages(data, 1)]
 
 
-def _messages(data: Union[bytes, memoryview], wanted: int) -> list[memoryview]:
+def _messages(data: bytes | memoryview, wanted: int) -> list[memoryview]:
     found: list[memoryview] = []
     for number, wire, value in fields(data):
         if number == wanted:
@@ -100,7 +100,7 @@ class PushClient:
     """
 
     def __init__(
-        self, url: str, *, token: Optional[str] = None, tenant: Optional[str] = None, timeout_s: float = 10.0
+        self, url: str, *, token: str | None = None, tenant: str | None = None, timeout_s: float = 10.0
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -115,7 +115,7 @@ class PushClient:
             self._headers["Authorization"] = f"Bearer {token}"
         if tenant:
             self._headers["X-Scope-OrgID"] = tenant
-        self._connection: Optional[http.client.HTTPConnection] = None
+        self._connection: http.client.HTTPConnection | None = None
         self._lock = threading.Lock()
 
     def push(self, body: bytes) -> None:
