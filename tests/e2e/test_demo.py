@@ -1,0 +1,118 @@
+"""The main job, as root, as a plain user, and with almost nothing permitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.demo_process import DemoProcess, Outcome
+
+pytestmark = pytest.mark.e2e
+
+WAYS: dict[str, dict[str, Any]] = {
+    "root": {},
+    "plain": {"plain": True},
+    "refused": {"plain": True, "refused": ("perf_event_open", "process_vm_readv")},
+}
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def outcome(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full: bool, checkout: Path
+) -> tuple[str, Outcome]:
+    """One finished demo a way of running it."""
+    directory = open_to_all(tmp_path_factory.mktemp(f"demo-{request.param}"))
+    demo = DemoProcess(
+        directory, f"--duration={30 if full else 15}s", "--exit", checkout=checkout, **WAYS[request.param]
+    )
+    result = demo.wait(180)
+    print(result.stdout)
+    return request.param, result
+
+
+def open_to_all(directory: Path) -> Path:
+    """Let a plain user pass through pytest's own temporary folders to `directory`."""
+    for parent in (directory, *directory.parents):
+        if parent.stat().st_uid == 0 and parent.name.startswith(("pytest-", "demo-")):
+            parent.chmod(0o755)
+    return directory
+
+
+def test_the_demo_runs_to_its_end(outcome: tuple[str, Outcome]) -> None:
+    """It exits 0, every load phase is valid, and nothing failed."""
+    _, result = outcome
+    assert result.code == 0, result.stderr
+    assert result.report["failures"] == []
+    load = result.report["load"]
+    assert load["ok"] > 0
+    assert sum(load["errors"].values()) == 0
+
+
+def test_workers_cpu_is_complete(outcome: tuple[str, Outcome]) -> None:
+    """Each worker's profiled CPU is within 15 % of the kernel's, nine tenths of it with an endpoint."""
+    _, result = outcome
+    workers = result.report["workers"]
+    assert len(workers) >= 2
+    for worker in workers:
+        assert worker["cpu_proc_s"] > 0.5, worker
+        assert 0.85 <= worker["cpu_profiled_s"] / worker["cpu_proc_s"] <= 1.15, worker
+        assert worker["attributed_share"] >= 0.9, worker
+        assert worker["role"] == "web"
+
+
+def test_endpoints_agree_with_the_applications_own_account(outcome: tuple[str, Outcome]) -> None:
+    """The endpoints' CPU shares overlap the application's own by nine tenths."""
+    _, result = outcome
+    endpoints = result.report["endpoints"]
+    assert len([row for row in endpoints if row["requests"]]) >= 8
+    assert result.report["cpu_share_overlap"] >= 0.9
+    assert all(row["p99_ms"] is not None for row in endpoints if row["requests"]), endpoints
+    heaviest = [row for row in endpoints if row.get("cpu_line")]
+    assert len(heaviest) >= 5
+    assert all(".py:" in row["cpu_line"] for row in heaviest)
+
+
+def test_stalls_and_statements_are_named(outcome: tuple[str, Outcome]) -> None:
+    """Stalled time has its statement and endpoint; Postgres's CPU has its statement; no literal shows."""
+    way, result = outcome
+    stalls = [row for row in result.report["stalls"] if row["seconds"] > 0]
+    assert len({row["statement"] for row in stalls}) >= 4
+    assert all(row["endpoint"] for row in stalls[:4])
+    statements = [row for row in result.report["statements"] if row["samples"] > 0 and row["cpu_s"] > 0]
+    assert len(statements) >= 3
+    assert {row["sampler"] for row in statements} == {"activity" if way == "refused" else "perf"}
+    assert sum(bool(row["endpoints"]) for row in statements) >= 3
+    for row in (*stalls, *statements):
+        assert "'" not in row["statement"].replace("''", "")
+
+
+def test_spans_and_costs_are_there(outcome: tuple[str, Outcome], full: bool) -> None:
+    """Spans were stored, and the cost of a thousand requests is known for each tier."""
+    _, result = outcome
+    assert result.report["spans"] >= (500 if full else 250)
+    cost = result.report["cost_per_1000"]
+    for name in ("quay_cpu_s", "postgres_cpu_s", "statements", "connections", "disk_operations"):
+        assert cost[name] is not None
+    assert cost["statements"] > 1000
+    assert cost["quay_cpu_s"] > 0
+
+
+def test_what_is_missing_is_said(outcome: tuple[str, Outcome]) -> None:
+    """Root misses nothing that matters; with system calls refused each missing thing has its line."""
+    way, result = outcome
+    missing = {row["capability"]: row for row in result.report["missing"]}
+    if way == "root":
+        assert not any(name.startswith("perf") for name in missing), missing
+    if way == "refused":
+        assert len(missing) >= 3
+        for row in missing.values():
+            assert row["detail"]
+            assert row["remedy"]
+            assert f"missing: {row['capability']}: " in result.stdout
+
+
+def test_nothing_stays_behind(outcome: tuple[str, Outcome]) -> None:
+    """No file of the demo is left in the temporary folder."""
+    _, result = outcome
+    assert "flame graphs: http://127.0.0.1:" in result.stdout
