@@ -1,0 +1,90 @@
+"""What waits for the writer: decoded, validated, and small enough to hold."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from quayscope.profile import Profile
+
+__all__ = ["MetricPoint", "MetricsEntry", "ProfileEntry", "SpansEntry", "Ticket", "Work"]
+
+
+class ProfileEntry(NamedTuple):
+    """One profile. `key` is its idempotency key (16 bytes; empty: always stored)."""
+
+    profile: Profile
+    key: bytes = b""
+
+
+class SpansEntry(NamedTuple):
+    """One OTLP trace message as it came, with what finds it again.
+
+    `body` is a serialised `ExportTraceServiceRequest`; `traces` its distinct trace ids joined,
+    16 bytes each; `spans` its count; `first_ns` and `last_ns` the smallest and the largest start.
+    """
+
+    body: bytes
+    traces: bytes
+    spans: int
+    first_ns: int
+    last_ns: int
+    key: bytes
+
+
+class MetricPoint(NamedTuple):
+    """One data point. A histogram has `value` = its sum, `observations`, and `buckets`; others have neither.
+
+    `kind` is `delta sum`, `cumulative sum`, `gauge`, `delta histogram` or `cumulative histogram`;
+    `attributes` are sorted (name, value) pairs of resource and point; `bounds` as OTLP has them.
+    """
+
+    name: str
+    unit: str
+    kind: str
+    attributes: tuple[tuple[str, str], ...]
+    time_ns: int
+    value: float
+    observations: int = 0
+    bounds: tuple[float, ...] = ()
+    buckets: tuple[int, ...] = ()
+
+
+class MetricsEntry(NamedTuple):
+    """The points of one OTLP metrics message; `key` is the digest of its bytes."""
+
+    points: list[MetricPoint]
+    key: bytes
+
+
+class Ticket:
+    """What a request waits on. Resolved once: stored (`error` is None) or not.
+
+    `refused` are entries that a limit kept out while the rest was stored; one text each.
+    """
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self.error: Exception | None = None
+        self.refused: list[str] = []
+
+    def resolve(self, error: Exception | None = None) -> None:
+        """Wake the waiting request."""
+        self.error = error
+        self._done.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the work was resolved within `timeout_s` seconds."""
+        return self._done.wait(timeout_s)
+
+
+@dataclass
+class Work:
+    """Everything of one request. `size` is its uncompressed bytes, which the queue is bounded by."""
+
+    size: int
+    profiles: list[ProfileEntry] = field(default_factory=list)
+    spans: list[SpansEntry] = field(default_factory=list)
+    metrics: list[MetricsEntry] = field(default_factory=list)
+    ticket: Ticket = field(default_factory=Ticket)
