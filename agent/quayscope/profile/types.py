@@ -39,7 +39,7 @@ class ProfileType(NamedTuple):
     period: ValueType
 
     def ids(self) -> tuple[str, ...]:
-        """Return the full identifier of each column, `name:type:unit:period_type:period_unit`, in column order."""
+        """Return each column's full identifier, `name:type:unit:period_type:period_unit`."""
         return tuple(
             f"{self.name}:{value.type}:{value.unit}:{self.period.type}:{self.period.unit}"
             for value in self.values
