@@ -1,0 +1,75 @@
+"""Metric series and their points."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from quayscope.collector.errors import BadRequest
+from quayscope.collector.query.request import Matcher, TimeRange
+from quayscope.collector.query.select import fetch, number_list
+from quayscope.collector.store import Store
+
+__all__ = ["MAX_POINTS", "metrics", "one_metric"]
+
+MAX_POINTS = 200_000
+"""Points of one answer; more are refused, since a cut series would look like one that ended."""
+
+_NS = 1e9
+
+
+def one_metric(store: Store, name: str, matchers: Sequence[Matcher], time_range: TimeRange) -> dict[str, Any]:
+    """Return one metric's series. Of a name sent as several kinds or units the newest-seen one is shown.
+
+    Raises `BadRequest` for too many points.
+    """
+    found = metrics(store, name, matchers, time_range)
+    if not found:
+        return {"name": name, "unit": "", "kind": "", "series": []}
+    return found[-1]
+
+
+def metrics(
+    store: Store, pattern: str, matchers: Sequence[Matcher], time_range: TimeRange
+) -> list[dict[str, Any]]:
+    """Return every metric of that name (or prefix, where `pattern` ends in `*`) with data in the range.
+
+    One object a (name, unit, kind), by name and then by first appearance; points by time.
+    Raises `BadRequest` for too many points.
+    """
+    prefix = pattern.removesuffix("*")
+    known = list(store.dictionaries.metric_series)
+    chosen = [
+        number
+        for number, one in enumerate(known)
+        if (one.name.startswith(prefix) if prefix != pattern else one.name == pattern)
+        and all(matcher.accepts(one.attributes.get(matcher.name, "")) for matcher in matchers)
+    ]
+    rows = fetch(
+        store,
+        'SELECT ts, series, value, "count" AS observations, buckets FROM points WHERE ts >= ? AND ts < ? '  # noqa: S608 - ids of our own
+        f"AND series IN {number_list(chosen or [-1])} ORDER BY series, ts LIMIT {MAX_POINTS + 1}",
+        list(time_range),
+    )
+    if len(rows["ts"]) > MAX_POINTS:
+        raise BadRequest(
+            f"more than {MAX_POINTS} points match", next_step="ask for a shorter range or match more"
+        )
+    points: dict[int, list[list[Any]]] = {}
+    columns = (rows[name].tolist() for name in ("ts", "series", "value", "observations"))
+    for time_ns, number, value, observations, packed in zip(*columns, rows["buckets"], strict=True):
+        one = known[number]
+        shown: Any = value
+        if one.kind.endswith("histogram"):
+            packed = bytes(packed)
+            buckets = list(struct.unpack(f"<{len(packed) // 8}q", packed))
+            shown = {"count": observations, "sum": value, "bounds": list(one.bounds), "buckets": buckets}
+        points.setdefault(number, []).append([time_ns / _NS, shown])
+    answer: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for number in sorted(points):
+        one = known[number]
+        key = (one.name, one.unit, one.kind)
+        metric = answer.setdefault(key, {"name": one.name, "unit": one.unit, "kind": one.kind, "series": []})
+        metric["series"].append({"attributes": one.attributes, "points": points[number]})
+    return sorted(answer.values(), key=lambda metric: str(metric["name"]))
