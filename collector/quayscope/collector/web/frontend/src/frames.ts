@@ -40,7 +40,8 @@ function hash(text: string, seed: number): number {
 }
 
 function step(frame: FlameNode, parent: number): number {
-  return hash(`${frame.kind}\u0000${frame.name}\u0000${frame.file}\u0000${frame.line}\u0000`, parent);
+  // Not the line: the tree merges a function's lines, and the one it shows may differ after a reload.
+  return hash(`${frame.kind}\u0000${frame.name}\u0000${frame.file}\u0000`, parent);
 }
 
 /** Name the place at the end of a path (root first), so that it is found again in newer data. */

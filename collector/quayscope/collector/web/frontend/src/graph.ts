@@ -23,6 +23,12 @@ function path(node: Frame): Frame[] {
   return node.ancestors().reverse() as Frame[];
 }
 
+/** A colour as a style sheet has it: the kind's, a little lighter or darker by name. */
+function colour(node: Frame): string {
+  const base = node.highlight ? "found" : `kind-${node.data.kind}`;
+  return `color-mix(in oklab, var(--${base}), var(--shade) ${shade(node.data) * 6}%)`;
+}
+
 export class Graph {
   private readonly tooltip = new Tooltip();
   private readonly calm = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -127,7 +133,7 @@ export class Graph {
       // Frames of the old data must not glide to places of the new that have nothing to do with them.
       .transitionDuration(0)
       .getName((node) => label(node.data))
-      .setColorMapper((node) => `var(--${node.highlight ? "found" : `kind-${node.data.kind}`}-${shade(node.data)})`)
+      .setColorMapper((node) => colour(node))
       .setSearchMatch((node, term) => {
         if (built.term !== term) built = { term, test: matcher(term) };
         return built.test?.(node.data) ?? false;
@@ -156,9 +162,25 @@ export class Graph {
     this.zoomedTo = node.parent ? node : null;
     this.cursor = null;
     this.decorate();
+    this.scrollTo(node);
     this.look(this.zoomedTo);
     if (this.announcing) {
       this.events.zoomed(this.zoomedTo ? placeId(path(node).map((frame) => frame.data)) : "");
+    }
+  }
+
+  /** Keep the zoomed frame within the third next to the root, so that what it calls is in sight. */
+  private scrollTo(node: Frame): void {
+    const { box } = this;
+    const third = box.clientHeight / 3;
+    const fromRoot = node.depth * ROW;
+    if (this.rootOnTop) {
+      if (fromRoot < box.scrollTop || fromRoot - box.scrollTop > third) box.scrollTop = fromRoot - third;
+    } else {
+      const toBottom = box.scrollHeight - box.clientHeight - box.scrollTop;
+      if (fromRoot < toBottom || fromRoot - toBottom > third) {
+        box.scrollTop = box.scrollHeight - box.clientHeight - (fromRoot - third);
+      }
     }
   }
 
@@ -180,13 +202,12 @@ export class Graph {
     this.box.classList.toggle("searching", matcher(this.term) !== null);
     for (const svg of this.box.querySelectorAll("svg")) svg.setAttribute("aria-hidden", "true");
     const cursor = this.cursor;
-    const whole = label;
     select(this.box)
       .selectAll<SVGGElement, Frame>("g")
       .each(function (node) {
         this.setAttribute("data-testid", "frame");
         this.setAttribute("data-kind", node.data.kind);
-        this.setAttribute("data-name", whole(node.data));
+        this.setAttribute("data-name", node.data.name);
         this.classList.toggle("match", node.highlight === true);
         this.classList.toggle("cursor", node === cursor);
       });

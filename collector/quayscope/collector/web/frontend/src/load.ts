@@ -28,7 +28,9 @@ export interface Loaded {
   service: string;
   type: string;
   sampler: string;
-  /** `null` where nothing matches. */
+  /** A service whose CPU two samplers measured, where none of them was chosen. */
+  mixed: string;
+  /** `null` where nothing matches, or samplers are mixed. */
   profiled: Profiled | null;
 }
 
@@ -50,6 +52,18 @@ function samplersOf(rows: api.SeriesRow[]): string[] {
   return [...names].sort(bySampler);
 }
 
+/** The first service that two samplers measured. */
+function mixedService(rows: api.SeriesRow[]): string {
+  const held = new Map<string, string>();
+  for (const { labels } of rows) {
+    const service = labels["service_name"] ?? "";
+    const sampler = labels["sampler"] ?? "";
+    if ((held.get(service) ?? sampler) !== sampler) return service;
+    held.set(service, sampler);
+  }
+  return "";
+}
+
 /** Load all that the page shows of `view`. Raises `ApiError`. */
 export async function load(signal: AbortSignal, view: View): Promise<Loaded> {
   const { from, to } = resolveRange(view.range);
@@ -61,23 +75,27 @@ export async function load(signal: AbortSignal, view: View): Promise<Loaded> {
   ]);
   const service =
     view.service ?? (services.includes(PREFERRED_SERVICE) ? PREFERRED_SERVICE : (services[0] ?? ""));
-  const empty = { from, to, services, labels, service, sampler: view.sampler, samplers: [], profiled: null };
+  const empty = { from, to, services, labels, service, sampler: view.sampler, samplers: [], mixed: "", profiled: null };
   if (!services.length) return { ...empty, types: [], type: view.type };
 
   const selector = selectorOf(view, from, to, service);
   // Without the page's own filters, or a filter that matches nothing would take the types away too.
   const present = await api.series(signal, { ...everything, match: service ? [`service_name=${service}`] : [] });
-  const names = new Set(present.map((row) => row.type.split(":", 1)[0]));
+  const bare = (id: string): string => id.split(":", 1)[0] ?? "";
+  const names = new Set(present.map((row) => bare(row.type)));
   const types = known
     .filter((type) => names.has(type.name))
     .sort((a, b) => typeRank(a.id) - typeRank(b.id) || a.id.localeCompare(b.id));
   const type = view.type || types[0]?.id || "";
   if (!type) return { ...empty, types, type };
 
-  const samplers = samplersOf(present.filter((row) => row.type.split(":", 1)[0] === type.split(":", 1)[0]));
+  const measured = present.filter((row) => bare(row.type) === bare(type));
+  const samplers = samplersOf(measured);
   // Across services each has a sampler of its own; within one, adding two would count time twice.
   const sampler = view.sampler || (service && samplers.length > 1 ? (samplers[0] ?? "") : "");
   if (sampler) selector.match.push(`sampler=${sampler}`);
+  const mixed = bare(type) === "process_cpu" && !sampler ? mixedService(measured) : "";
+  if (mixed) return { ...empty, types, type, samplers, mixed };
 
   const chosen: api.Selector = { ...selector, type };
   const [graph, top, series, breakdown] = await Promise.all([

@@ -36,6 +36,7 @@ export function count(value: number): string {
 
 /** A value in the words of its unit: `4.31 s`, `12.0 MiB`, `1,204`. */
 export function human(value: number, unit: string): string {
+  if (value === 0) return "0";
   if (unit === "nanoseconds") return duration(value);
   if (unit === "bytes") return size(value);
   return count(value);
