@@ -1,0 +1,6 @@
+"""Reads workers' records, builds profiles, spans and request metrics. Standard library only."""
+
+from quayscope.relay.errors import RelayError
+from quayscope.relay.relay import Emit, Relay
+
+__all__ = ["Emit", "Relay", "RelayError"]
