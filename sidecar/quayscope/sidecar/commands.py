@@ -1,0 +1,138 @@
+"""`quayscope sidecar`: the command line of the sidecar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.program import Options, Sidecar
+from quayscope.sidecar.python import PythonTarget
+
+__all__ = ["sidecar"]
+
+_EPILOG = """\b
+Examples:
+  quayscope sidecar --socket /run/quayscope/agent.sock --collector http://127.0.0.1:4040
+  quayscope sidecar --socket /tmp/qs.sock --collector https://profiles.example:4040 \\
+      --token-file /var/run/secrets/token --label namespace=quay --label pod=quay-0
+  QUAYSCOPE_POSTGRES_DSN='host=127.0.0.1 dbname=quay user=postgres password=...' \\
+      quayscope sidecar --socket /tmp/qs.sock --collector http://127.0.0.1:4040 --postgres 4242
+"""
+
+
+def _postgres(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value in ("auto", "off") or (value.isdigit() and int(value) > 0):
+        return value
+    raise click.BadParameter("expected auto, off or a pid")
+
+
+def _targets(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> list[PythonTarget]:
+    targets = []
+    for value in values:
+        pid, equals, role = value.partition("=")
+        if not (pid.isdigit() and int(pid) > 0 and equals and role):
+            raise click.BadParameter(f"expected PID=ROLE, got {value!r}")
+        targets.append(PythonTarget(int(pid), role))
+    return targets
+
+
+def _labels(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for value in values:
+        name, equals, content = value.partition("=")
+        if not (name.isidentifier() and equals):
+            raise click.BadParameter(f"expected NAME=VALUE, got {value!r}")
+        labels[name] = content
+    return labels
+
+
+def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        conninfo_to_dict(value)
+    except psycopg.ProgrammingError:
+        # The parser's message quotes what it stumbled over, which may be the password.
+        raise BadOption(
+            "the connection string cannot be parsed",
+            next_step="use 'host=... dbname=... user=...' or postgresql://",
+        ) from None
+    return value
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--socket",
+    required=True,
+    type=click.Path(path_type=Path),
+    envvar="QUAYSCOPE_SOCKET",
+    show_envvar=True,
+    help="Unix socket on which the agents' records are received.",
+)
+@click.option(
+    "--collector", required=True, metavar="URL", help="Where everything is sent: http(s)://HOST:PORT."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the bearer token; read again when it is refused.",
+)
+@click.option("--insecure", is_flag=True, help="Allow plain http to a collector beyond loopback.")
+@click.option(
+    "--postgres",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|PID",
+    callback=_postgres,
+    help="The Postgres server to watch: the one that is found, none, or a postmaster's pid.",
+)
+@click.option(
+    "--postgres-dsn",
+    default="",
+    metavar="DSN",
+    envvar="QUAYSCOPE_POSTGRES_DSN",
+    show_envvar=True,
+    callback=_dsn,
+    help="Connection for pg_stat_activity and statistics. Prefer the variable: command lines are public.",
+)
+@click.option("--database-service", default="quay-database", show_default=True, help="Its service_name.")
+@click.option(
+    "--python",
+    multiple=True,
+    metavar="PID=ROLE",
+    callback=_targets,
+    help="A Python process without an agent, captured once by py-spy. Repeatable.",
+)
+@click.option("--quay-pid", type=click.IntRange(min=1), help="gunicorn's master: its tree's CPU is counted.")
+@click.option(
+    "--hz", type=click.IntRange(1, 999), default=99, show_default=True, help="CPU samples a second and CPU."
+)
+@click.option(
+    "--window",
+    "window_s",
+    type=click.IntRange(1, 60),
+    default=10,
+    show_default=True,
+    help="Seconds a profile covers.",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_labels,
+    help="Label on all series. Repeatable.",
+)
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Written as JSON once everything serves.")
+def sidecar(**options: Any) -> None:
+    """Watch a pod: relay its agents, sample its Postgres, send everything to the collector.
+
+    What the system does not permit is reported as a missing capability with its remedy; the rest goes on.
+    Ends on SIGTERM after sending what it holds.
+    """
+    Sidecar(Options(**options)).run()

@@ -1,0 +1,170 @@
+"""The watch over one Postgres: finds it, takes what it permits, and finds it again after it was gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quayscope.profile import Profile
+from quayscope.sidecar import doctor
+from quayscope.sidecar.capabilities import Capabilities, Capability
+from quayscope.sidecar.measurements import Reading
+from quayscope.sidecar.native.sampler import NativeSampler
+from quayscope.sidecar.postgres.activity import Activity, Listener
+from quayscope.sidecar.postgres.cpu import ActivityCpu
+from quayscope.sidecar.postgres.statistics import ServerStatistics
+from quayscope.sidecar.postgres.waits import Waits
+from quayscope.sidecar.statements import StatementSource
+from quayscope.sidecar.targets import BackendPids, Postmaster, find_postmasters, postmaster_at
+from quayscope.sidecar.windows import SECOND_NS, Windows
+
+__all__ = ["Database", "DatabaseOptions"]
+
+log = logging.getLogger(__name__)
+
+_CONNECT_PATIENCE_S = 2.0
+_STOP_PATIENCE_S = 0.5
+
+
+@dataclass(frozen=True)
+class DatabaseOptions:
+    """`wanted` is a pid, `auto` or `off`; `dsn` empty: no connection. `labels` go on every series."""
+
+    wanted: str
+    dsn: str
+    service: str
+    labels: dict[str, str]
+    hz: int
+    window_s: int
+
+
+class Database:
+    """Watches one server. `tick` is to be called each second; it never raises for what the server does."""
+
+    def __init__(
+        self,
+        options: DatabaseOptions,
+        capabilities: Capabilities,
+        profiles: Callable[[list[Profile]], None],
+        readings: Callable[[list[Reading]], None],
+    ) -> None:
+        self._options = options
+        self._capabilities = capabilities
+        self.server: Postmaster | None = None
+        self._pids: BackendPids | None = None
+        self._directory = ""
+        self._sampler: NativeSampler | None = None
+        self._perf = self._windows("perf", profiles, SECOND_NS // options.hz)
+        self._seen = self._windows("activity", profiles, 0)
+        self._cpu = ActivityCpu(self._seen, options.service)
+        self._activity: Activity | None = None
+        if options.dsn:
+            statistics = ServerStatistics(readings)
+            listeners: list[Listener] = [self._cpu, Waits(self._seen, options.service)]
+            self._activity = Activity(options.dsn, capabilities, listeners, statistics.read, self._resolve)
+
+    def _windows(self, sampler: str, emit: Callable[[list[Profile]], None], period_ns: int) -> Windows:
+        labels = {**self._options.labels, "service_name": self._options.service, "sampler": sampler}
+        return Windows(labels, self._options.window_s, emit, period_ns=period_ns)
+
+    def _resolve(self, own_pid: int) -> int | None:
+        pids = self._pids
+        return None if pids is None else pids.resolve(own_pid)
+
+    def start(self) -> None:
+        """Look for the server and begin with what is permitted."""
+        if self._activity is not None:
+            self._activity.start()
+            self._activity.wait_tried(_CONNECT_PATIENCE_S)
+        elif self._options.wanted != "off":
+            self._capabilities.note(
+                Capability("pg_stat_activity", False, "no connection string was given", "--postgres-dsn DSN")
+            )
+        self._find()
+
+    def tick(self) -> None:
+        """Notice the server's end or return, and send finished windows."""
+        if self.server is not None and not self.server.alive():
+            log.warning("postgres is gone", extra={"pid": self.server.pid})
+            self._stop_sampling()
+            self.server = self._pids = None
+        if self.server is None:
+            self._find()
+        elif self._sampler is not None:
+            self._note_refused(self._sampler)
+        now_ns = time.time_ns()
+        if self._sampler is not None:
+            self._sampler.flush(now_ns)
+        self._seen.flush(now_ns - SECOND_NS // 2)
+
+    def close(self) -> None:
+        """Stop, and send everything held."""
+        if self._activity is not None:
+            self._activity.close(_STOP_PATIENCE_S)
+        self._stop_sampling()
+        self._seen.flush()
+
+    def _find(self) -> None:
+        if self._options.wanted == "off":
+            return
+        servers = self._candidates()
+        if not servers:
+            self._capabilities.note(doctor.not_found(f"--postgres {self._options.wanted}"))
+            return
+        server = servers[0]
+        self._capabilities.note(doctor.found(server, len(servers) - 1))
+        self.server = server
+        self._directory = server.data_directory or self._directory
+        self._pids = BackendPids(server)
+        self._sample(server)
+
+    def _candidates(self) -> list[Postmaster]:
+        """Return the servers to watch, the best first; one watched before is known by its data."""
+        if not self._directory and self._options.wanted != "auto":
+            server = postmaster_at(int(self._options.wanted))
+            return [] if server is None else [server]
+        servers = find_postmasters()
+        same = [server for server in servers if self._directory and server.data_directory == self._directory]
+        return same or ([] if self._options.wanted != "auto" else servers)
+
+    def _sample(self, server: Postmaster) -> None:
+        user, kernel = doctor.try_perf(server.pid, self._options.hz)
+        readable, memory = doctor.try_memory(server)
+        for capability in (user, kernel, readable):
+            self._capabilities.note(capability)
+        statements: StatementSource | None = memory if memory is not None else self._activity
+        self._cpu.enabled = True
+        if not (user.permitted or kernel.permitted):
+            return
+        try:
+            self._sampler = NativeSampler(
+                server,
+                statements,
+                self._perf,
+                service=self._options.service,
+                hz=self._options.hz,
+                kernel=kernel.permitted,
+            )
+        except OSError as error:
+            log.warning("perf events failed", extra={"error": error.strerror or str(error)})
+            self._capabilities.note(
+                user._replace(
+                    permitted=False,
+                    detail=f"perf events on postmaster {server.pid}: {error.strerror}",
+                    remedy="a higher RLIMIT_NOFILE and RLIMIT_MEMLOCK, or kernel.perf_event_mlock_kb",
+                )
+            )
+            return
+        self._sampler.start()
+        # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
+        self._cpu.enabled = False
+
+    def _note_refused(self, sampler: NativeSampler) -> None:
+        self._capabilities.note(doctor.coverage(sampler.alive, list(sampler.refused.values())))
+
+    def _stop_sampling(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close(_STOP_PATIENCE_S)
+            self._sampler = None

@@ -1,0 +1,1 @@
+"""Postgres seen from outside: what its backends run and wait for, and the server's own counters."""

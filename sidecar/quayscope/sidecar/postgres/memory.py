@@ -1,0 +1,132 @@
+"""The statement that a backend runs, read from its memory: whole, without a connection, in microseconds.
+
+`debug_query_string` is an exported global of every Postgres (src/backend/tcop/postgres.c): a pointer to the
+text that the client sent, null between statements. Functions that it calls do not change it; `FETCH` and
+SQL-level `EXECUTE` show themselves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from pathlib import Path
+
+from quayscope.sidecar.errors import SidecarError
+from quayscope.sidecar.native.maps import read_maps
+from quayscope.sidecar.native.symbols import Objects
+from quayscope.sidecar.targets import Postmaster
+
+__all__ = ["MAX_STATEMENT", "BackendMemory", "read_memory"]
+
+MAX_STATEMENT = 65_536
+"""Longest statement that is read, in bytes; a longer one is cut there."""
+_POINTER = 8
+_PAGE = mmap.PAGESIZE
+_SYMBOL = "debug_query_string"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_process_vm_readv = _libc.process_vm_readv
+_process_vm_readv.restype = ctypes.c_ssize_t
+_process_vm_readv.argtypes = (
+    *(ctypes.c_int, ctypes.POINTER(_IoVec), ctypes.c_ulong),
+    *(ctypes.POINTER(_IoVec), ctypes.c_ulong, ctypes.c_ulong),
+)
+
+
+def read_memory(pid: int, address: int, size: int) -> bytes:
+    """Return up to `size` bytes of another process's memory, fewer where it ends.
+
+    Raises OSError: EPERM not permitted, ESRCH gone, EFAULT nothing mapped there, ENOSYS by some filters.
+    """
+    buffer = ctypes.create_string_buffer(size)
+    local = _IoVec(ctypes.addressof(buffer), size)
+    remote = _IoVec(address, size)
+    count = _process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if count < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return buffer.raw[:count]
+
+
+class BackendMemory:
+    """Reads the statement of any process of one server.
+
+    Raises `SidecarError` when the server's executable does not show where to read, OSError when reading is
+    refused. `torn` counts reads during which the statement changed, `invalid` those that found no text.
+    """
+
+    def __init__(self, server: Postmaster) -> None:
+        self._address = _locate(server)
+        self.torn = 0
+        self.invalid = 0
+        # Tried on the postmaster once: permission is the same for all its children.
+        self._pointer(server.pid)
+
+    def statement(self, pid: int) -> str | None:
+        """Return the text that `pid` runs at this moment, None when it runs none or is gone."""
+        try:
+            for _ in range(2):
+                address = self._pointer(pid)
+                if not address:
+                    return None
+                text = self._text(pid, address)
+                if self._pointer(pid) == address:
+                    return text.decode(errors="replace")
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                self.invalid += 1
+            return None
+        self.torn += 1
+        return None
+
+    def _pointer(self, pid: int) -> int:
+        raw = read_memory(pid, self._address, _POINTER)
+        if len(raw) != _POINTER:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        return int.from_bytes(raw, "little")
+
+    @staticmethod
+    def _text(pid: int, address: int) -> bytes:
+        """Read up to the terminating zero, page by page: the page after the text may not be mapped."""
+        parts: list[bytes] = []
+        length = 0
+        while length < MAX_STATEMENT:
+            part = read_memory(
+                pid, address + length, min(_PAGE - (address + length) % _PAGE, MAX_STATEMENT - length)
+            )
+            text, zero, _ = part.partition(b"\0")
+            parts.append(text)
+            length += len(part)
+            if zero or not part:
+                break
+        return b"".join(parts)
+
+
+def _locate(server: Postmaster) -> int:
+    """Return the address of the pointer in every process of the server."""
+    space = read_maps(server.pid)
+    if space is None:
+        raise SidecarError(f"/proc/{server.pid}/maps may not be read")
+    program = f"/proc/{server.pid}/exe"
+    try:
+        path = str(Path(program).readlink())
+    except OSError as error:
+        raise SidecarError(f"{program} may not be read: {error.strerror}") from error
+    elf = Objects().of(server.pid, path)
+    symbol = elf.data_symbol(_SYMBOL) if elf is not None else None
+    if elf is None or symbol is None:
+        raise SidecarError(f"{path} does not export {_SYMBOL}")
+    for mapping in space.mappings:
+        if mapping.path == path:
+            bias = elf.bias(mapping.start, mapping.offset)
+            if bias is not None:
+                return symbol.address + bias
+    raise SidecarError(f"{path} is not mapped in its own process")

@@ -1,0 +1,134 @@
+"""The few facts of /proc that the sidecar needs: who is whose child, since when, and at what cost.
+
+Every function answers for a process that may end at any moment: None or an empty answer then, never an error.
+Format of /proc/PID/stat: proc_pid_stat(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["TICK_NS", "Stat", "children", "command_line", "cpu_ns", "descendants", "name", "pids", "stat"]
+
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+"""Nanoseconds in a clock tick, the unit of times in /proc/PID/stat."""
+_CPUCLOCK_SCHED = 2
+_MAX_DESCENDANTS = 65_536
+
+
+class Stat(NamedTuple):
+    """What /proc/PID/stat says.
+
+    `cpu_ns` is user + system, `reaped_ns` that of children already waited for; `start_ticks` is in clock
+    ticks since boot and tells a process from a later one under the same pid.
+    """
+
+    name: str
+    state: str
+    parent: int
+    cpu_ns: int
+    reaped_ns: int
+    start_ticks: int
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def pids() -> Iterator[int]:
+    """Yield the pid of every process that is visible."""
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                yield int(entry.name)
+
+
+def stat(pid: int) -> Stat | None:
+    """Return the process's numbers, None when it is gone."""
+    raw = _read(f"/proc/{pid}/stat")
+    if raw is None:
+        return None
+    # The name is free text in parentheses: whatever follows the last one is numbers.
+    head, _, tail = raw.rpartition(b")")
+    fields = tail.split()
+    try:
+        user, system, reaped_user, reaped_system = (int(value) for value in fields[11:15])
+        return Stat(
+            name=head.partition(b"(")[2].decode(errors="replace"),
+            state=fields[0].decode(),
+            parent=int(fields[1]),
+            cpu_ns=(user + system) * TICK_NS,
+            reaped_ns=(reaped_user + reaped_system) * TICK_NS,
+            start_ticks=int(fields[19]),
+        )
+    except (ValueError, IndexError):
+        return None
+
+
+def name(pid: int) -> str:
+    """Return the kernel's name of the process, `` when it is gone."""
+    return (_read(f"/proc/{pid}/comm") or b"").decode(errors="replace").rstrip("\n")
+
+
+def command_line(pid: int) -> str:
+    """Return the arguments joined by spaces; a program that rewrites its title shows the title."""
+    raw = _read(f"/proc/{pid}/cmdline") or b""
+    return raw.replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def children(pid: int) -> list[int]:
+    """Return the direct children of all of the process's threads."""
+    found: list[int] = []
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return found
+    for task in tasks:
+        raw = _read(f"{task}/children")
+        if raw is None:
+            continue
+        found.extend(int(entry) for entry in raw.split())
+    if not found and not _has_children_file():
+        # A kernel without CONFIG_PROC_CHILDREN: ask everybody for their parent.
+        found = [other for other in pids() if (facts := stat(other)) is not None and facts.parent == pid]
+    return found
+
+
+def _has_children_file() -> bool:
+    me = os.getpid()
+    return Path(f"/proc/{me}/task/{me}/children").exists()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return all processes below `pid`, parents before children, bounded."""
+    found: list[int] = []
+    pending = [pid]
+    seen = {pid}
+    while pending and len(found) < _MAX_DESCENDANTS:
+        for child in children(pending.pop()):
+            if child not in seen:
+                seen.add(child)
+                found.append(child)
+                pending.append(child)
+    return found
+
+
+def cpu_ns(pid: int) -> int | None:
+    """Return the CPU time of all threads of the process, ended ones too; None when it is gone.
+
+    Reads the process's CPU clock as clock_getcpuclockid(3) names it: exact to the nanosecond, permitted for
+    any process, one system call. A zombie's clock is unreadable, like that of a process that is gone.
+    """
+    try:
+        return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
+    except OSError:
+        return None

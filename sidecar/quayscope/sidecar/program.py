@@ -1,0 +1,177 @@
+"""The sidecar as a program: starts the parts, ticks once a second, and ends them in order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quayscope.relay import Relay
+from quayscope.sidecar.capabilities import Capabilities
+from quayscope.sidecar.database import Database, DatabaseOptions
+from quayscope.sidecar.measurements import Meter, Reading
+from quayscope.sidecar.python import PythonCaptures, PythonTarget
+from quayscope.sidecar.resources import TierCpu
+from quayscope.sidecar.uplink import Uplink
+
+__all__ = ["Options", "Sidecar"]
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_REPORT_EVERY = 10
+"""Ticks between reports of capabilities and of the uplink's own counts."""
+_CLOSE_S = 4.5
+"""Everything held is sent within this time of SIGTERM, or counted lost."""
+_RELAY_FLUSH_S = 1.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for; see `commands` for the meaning of each."""
+
+    socket: Path
+    collector: str
+    token_file: Path | None = None
+    insecure: bool = False
+    postgres: str = "auto"
+    postgres_dsn: str = ""
+    database_service: str = "quay-database"
+    python: Sequence[PythonTarget] = ()
+    quay_pid: int | None = None
+    hz: int = 99
+    window_s: int = 10
+    labels: dict[str, str] = field(default_factory=dict)
+    ready_file: Path | None = None
+
+
+class Sidecar:
+    """Runs until SIGTERM or SIGINT. Raises `SidecarError` or `RelayError` for what cannot be started."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._stop = threading.Event()
+        self._faults = 0
+        self._capabilities = Capabilities()
+        self._uplink = Uplink(options.collector, token_file=options.token_file, insecure=options.insecure)
+        self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
+        database_meter = Meter(
+            {**options.labels, "service_name": options.database_service}, self._uplink.metrics
+        )
+        self._relay = Relay(
+            str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
+        )
+        self._database = Database(
+            DatabaseOptions(
+                options.postgres,
+                options.postgres_dsn,
+                options.database_service,
+                options.labels,
+                options.hz,
+                options.window_s,
+            ),
+            self._capabilities,
+            self._uplink.profiles,
+            database_meter.emit,
+        )
+        self._captures = PythonCaptures(
+            options.python,
+            {**options.labels, "service_name": "quay-app"},
+            options.window_s,
+            self._uplink.profiles,
+            self._capabilities,
+        )
+        self._tiers = TierCpu()
+
+    def run(self) -> None:
+        """Serve until asked to stop; everything held is sent, within five seconds."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        _raise_descriptor_limit()
+        self._uplink.start()
+        self._relay.start()
+        try:
+            self._guard(self._database.start)
+            self._captures.start()
+            self._report()
+            self._say_ready()
+            self._tick_until_stopped()
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Ask `run` to return."""
+        self._stop.set()
+
+    def _tick_until_stopped(self) -> None:
+        ticks = 0
+        due = time.monotonic() + _TICK_S
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            # A late tick is one tick: what it measures is cumulative.
+            due = max(due + _TICK_S, time.monotonic())
+            ticks += 1
+            self._guard(self._database.tick)
+            self._guard(self._measure)
+            if ticks % _REPORT_EVERY == 0:
+                self._guard(self._report)
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        # The one border of the main loop: a step that fails costs itself, and is said and counted.
+        try:
+            step()
+        except Exception:
+            self._faults += 1
+            log.exception("fault", extra={"faults": self._faults})
+
+    def _measure(self) -> None:
+        self._meter.emit(self._tiers.readings(self._database.server, self._options.quay_pid))
+
+    def _report(self) -> None:
+        readings = [
+            Reading(
+                "quayscope.capability",
+                "gauge",
+                int(held.permitted),
+                "1",
+                {"capability": held.name, "detail": held.detail, "remedy": held.remedy},
+            )
+            for held in self._capabilities.all()
+        ]
+        readings += [
+            Reading(f"quayscope.uplink.{name}", "delta", count, "1", {})
+            for name, count in self._uplink.take_counts().items()
+        ]
+        self._meter.emit(readings)
+
+    def _say_ready(self) -> None:
+        capabilities = {held.name: held.permitted for held in self._capabilities.all()}
+        log.info("serving", extra={"socket": str(self._options.socket), "collector": self._options.collector})
+        if self._options.ready_file is not None:
+            ready = {"pid": os.getpid(), "socket": str(self._options.socket), "capabilities": capabilities}
+            temporary = self._options.ready_file.with_name(f"{self._options.ready_file.name}.{os.getpid()}")
+            temporary.write_text(json.dumps(ready), encoding="utf-8")
+            temporary.replace(self._options.ready_file)
+
+    def _close(self) -> None:
+        deadline = time.monotonic() + _CLOSE_S
+        self._captures.close(0.5)
+        self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
+        self._guard(self._database.close)
+        self._guard(self._measure)
+        self._guard(self._report)
+        self._uplink.close(max(0.1, deadline - time.monotonic()))
+        log.info("stopped")
+
+
+def _raise_descriptor_limit() -> None:
+    """Perf events take a descriptor a backend and CPU: use all that we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
