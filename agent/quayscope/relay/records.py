@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, Union
+from typing import Any, Callable, NamedTuple, Union
 
 from quayscope.profile import Attributes, Frame, MalformedProfile, Stack
 from quayscope.relay.otlp import Span
@@ -203,7 +203,7 @@ def _counts(record: dict[str, Any], _: int) -> Counts:
     return Counts(_count(record["t"]), counts)
 
 
-_READERS = {
+_READERS: dict[str, Callable[[dict[str, Any], int], Record]] = {
     "hello": _hello,
     "frame": _frames,
     "stacks": _stacks,

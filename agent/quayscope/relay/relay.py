@@ -194,9 +194,9 @@ class Relay:
             self._counts["late"] += late
 
     def _emit_spans(self, worker: _Worker, record: Spans) -> None:
-        resource = {
-            f"quayscope.{name}": value for name, value in worker.labels.items() if name != "service_name"
-        }
+        labels = dict(worker.labels)
+        service = labels.pop("service_name")
+        resource = {f"quayscope.{name}": value for name, value in labels.items()}
         request = trace_request(
             {"service.name": service, "process.pid": worker.pid, **resource},
             record.scope,
