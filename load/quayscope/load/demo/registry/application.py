@@ -74,7 +74,7 @@ def _conflict(_: Exception) -> ResponseReturnValue:
 
 def _refused(error: HTTPException) -> ResponseReturnValue:
     status = error.code or 500
-    return jsonify({"status": status, "error_message": error.description}), status
+    return jsonify({"status": status, "error_message": error.name.lower()}), status
 
 
 def _impossible(_: Exception) -> ResponseReturnValue:

@@ -58,7 +58,8 @@ INSERT INTO team (name, organization_id, role)
 INSERT INTO teammember (user_id, team_id)
     SELECT {ORGANIZATIONS} + 1 + (t.id * 10 + m) % {USERS}, t.id FROM team t, generate_series(0, 9) m;
 INSERT INTO repository (namespace_user_id, name, visibility, description)
-    SELECT (n - 1) % {ORGANIZATIONS} + 1, 'repo' || (n - 1) / {ORGANIZATIONS} + 1, CASE n % 3 WHEN 0 THEN 'private' ELSE 'public' END,
+    SELECT (n - 1) % {ORGANIZATIONS} + 1, 'repo' || (n - 1) / {ORGANIZATIONS} + 1,
+           CASE n % 3 WHEN 0 THEN 'private' ELSE 'public' END,
            'Images of component ' || n FROM generate_series(1, {REPOSITORIES}) n;
 INSERT INTO repositorypermission (repository_id, user_id, role)
     SELECT r.id, {ORGANIZATIONS} + 1 + (r.id * 3 + p) % {USERS}, CASE p WHEN 0 THEN 'admin' ELSE 'read' END
