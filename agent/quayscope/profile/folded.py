@@ -43,8 +43,8 @@ def parse(
 ) -> Profile:
     """Read folded text as a profile whose `column` holds the values; its other columns are 0.
 
-    Frames get no file; one named like a marker (`[kernel]`) stays a name. Empty lines and lines that
-    begin with `#` are passed over. Raises `MalformedProfile` with the line's number.
+    Frames get no file; one named like a marker (`[kernel]`) stays a name. Empty lines are passed over.
+    Raises `MalformedProfile` with the line's number.
     """
     profile = Profile(kind, dict(labels or {}), start_ns, duration_ns, period)
     width = len(kind.values)
@@ -53,7 +53,7 @@ def parse(
     frames: dict[str, Frame] = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
-        if not line or line.startswith("#"):
+        if not line:
             continue
         names, _, count = line.rpartition(" ")
         if not (count.isascii() and count.isdigit() and len(count) < 20 and names.strip()):
