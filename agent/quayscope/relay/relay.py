@@ -162,6 +162,8 @@ class Relay:
         elif not worker.labels:
             raise MalformedProfile("a record before the hello")
         elif isinstance(record, Frames):
+            if any(frame_id in worker.frames for frame_id, _ in record.frames):
+                worker.stacks.clear()  # the worker started its table anew
             worker.frames.update(record.frames)
         elif isinstance(record, Stacks):
             self._stacks(worker, record)

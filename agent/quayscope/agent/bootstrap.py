@@ -1,0 +1,120 @@
+"""Gets the agent into gunicorn's workers: patches what it needs as it is imported, starts after the fork.
+
+Imports as little as possible: this runs before the program's first line, and gevent must patch the
+standard library before `threading` or `ssl` are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from quayscope.agent.faults import fault
+from quayscope.agent.hooks import after_import
+from quayscope.agent.settings import PROGRAMS, read, switched_off
+
+if TYPE_CHECKING:
+    from quayscope.agent.worker import WorkerAgent
+
+__all__ = ["install", "wanted"]
+
+_agent: WorkerAgent | None = None
+
+
+def wanted(arguments: list[str], listed: str) -> bool:
+    """Whether a program with these original arguments is one to start in: gunicorn, or a listed one."""
+    names = {"gunicorn", *(name.strip() for name in listed.split(",") if name.strip())}
+    previous = ""
+    for argument in arguments[1:]:
+        if argument == "-c":
+            return False  # a command line's code, whatever it mentions
+        if argument == "-m":
+            previous = argument
+            continue
+        if not argument.startswith("-") or previous == "-m":
+            module = argument.partition(".")[0] if previous == "-m" else os.path.basename(argument)  # noqa: PTH119
+            return module in names or argument in names
+        previous = argument
+    return False
+
+
+def install() -> None:
+    """Set the hooks in a program that is wanted; does nothing elsewhere or when switched off."""
+    arguments = list(getattr(sys, "orig_argv", None) or sys.argv)
+    if switched_off(os.environ) or not wanted(arguments, os.environ.get(PROGRAMS, "")):
+        return
+    after_import("gunicorn.workers.base", _patch_gunicorn)
+
+
+def _patch_gunicorn(module: ModuleType) -> None:
+    """Start before the worker loads its application or, with preload, before it serves."""
+    worker_class: Any = module.Worker
+    plain_init, plain_load = worker_class.init_process, worker_class.load_wsgi
+
+    def init_process(self: Any, *arguments: Any, **named: Any) -> Any:
+        _start()
+        try:
+            return plain_init(self, *arguments, **named)
+        finally:
+            _stop()
+
+    def load_wsgi(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = plain_load(self, *arguments, **named)
+        try:
+            if _agent is not None:
+                self.wsgi = _agent.border(self.wsgi)
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            fault(error)
+        return result
+
+    worker_class.init_process = init_process
+    worker_class.load_wsgi = load_wsgi
+
+
+def _start() -> None:
+    global _agent
+    try:
+        # Imported here: in the worker, after gevent has patched what it patches.
+        import atexit
+
+        from quayscope.agent.stalls import patch_psycopg2
+        from quayscope.agent.worker import WorkerAgent
+
+        agent = WorkerAgent(read(os.environ))
+        after_import("psycopg2", lambda module: patch_psycopg2(module, agent.stalls))
+        after_import("flask.app", _patch_flask)
+        agent.start()
+        atexit.register(_stop)
+        _agent = agent
+    except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+        fault(error)
+
+
+def _stop() -> None:
+    try:
+        if _agent is not None:
+            _agent.stop()
+    except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+        fault(error)
+
+
+def _patch_flask(module: ModuleType) -> None:
+    """Note the route's rule when a request is dispatched: before that nobody knows it."""
+    from quayscope.agent.context import CURRENT
+
+    flask_class: Any = module.Flask
+    plain = flask_class.full_dispatch_request
+
+    def full_dispatch_request(self: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            running = CURRENT.get()
+            rule = getattr(sys.modules["flask"].request, "url_rule", None)
+            if running is not None and rule is not None:
+                running.rule = rule.rule
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            fault(error)
+        return plain(self, *arguments, **named)
+
+    flask_class.full_dispatch_request = full_dispatch_request

@@ -1,0 +1,132 @@
+"""Code positions as dense frame ids: stacks are taken as numbers and named when they are written."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from types import CodeType, FrameType
+
+__all__ = ["MAX_DEPTH", "FrameTable", "Key", "Stacker"]
+
+Key = tuple[int, ...]
+"""A stack as (id of code, offset of instruction) pairs, leaf first: cheap to take and to hash."""
+
+MAX_DEPTH = 256
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120 - pathlib is slow to import
+MAX_CODES = 50_000
+"""Distinct functions remembered; a service has some thousands."""
+
+
+class Stacker:
+    """Takes stacks. Holds the code objects, so that their ids stay theirs."""
+
+    def __init__(self) -> None:
+        self.codes: dict[int, CodeType] = {}
+
+    def take(self, frame: FrameType | None) -> Key:
+        """Return the stack of `frame`, leaf first, at most `MAX_DEPTH` deep."""
+        codes = self.codes
+        key: list[int] = []
+        append = key.append
+        depth = MAX_DEPTH
+        while frame is not None and depth:
+            code = frame.f_code
+            number = id(code)
+            if number not in codes:
+                codes[number] = code
+            append(number)
+            append(frame.f_lasti)
+            frame = frame.f_back
+            depth -= 1
+        return tuple(key)
+
+
+class _Lines:
+    """A code object's line table, decoded once."""
+
+    __slots__ = ("lines", "own", "starts")
+
+    def __init__(self, code: CodeType) -> None:
+        self.own = code.co_filename.startswith(_OWN)
+        self.starts: list[int] = []
+        self.lines: list[int] = []
+        for start, line in _line_starts(code):
+            self.starts.append(start)
+            self.lines.append(line)
+
+    def at(self, offset: int) -> int:
+        index = bisect_right(self.starts, max(offset, 0)) - 1
+        return self.lines[index] if index >= 0 else 0
+
+
+def _line_starts(code: CodeType) -> list[tuple[int, int]]:
+    if hasattr(code, "co_lines"):
+        return [(start, line or code.co_firstlineno) for start, _, line in code.co_lines()]
+    import dis  # CPython 3.9 only
+
+    return [(start, line or code.co_firstlineno) for start, line in dis.findlinestarts(code)]
+
+
+class FrameTable:
+    """Gives each (code object, line) an id, and says which ids have not been defined to the reader yet."""
+
+    def __init__(self, stacker: Stacker) -> None:
+        self._stacker = stacker
+        self._lines: dict[int, _Lines] = {}
+        self._ids: dict[tuple[int, int], int] = {}
+        self._definitions: list[tuple[int, str, str, int]] = []
+        self._roots: dict[str, int] = {}
+        self._sent = 0
+
+    def resolve(self, key: Key) -> list[int]:
+        """Return the frame ids of a stack, root first, the agent's own frames left out."""
+        ids: list[int] = []
+        codes, tables, known = self._stacker.codes, self._lines, self._ids
+        for index in range(len(key) - 2, -1, -2):
+            number = key[index]
+            table = tables.get(number)
+            if table is None:
+                table = tables[number] = _Lines(codes[number])
+            if table.own:
+                continue
+            line = table.at(key[index + 1])
+            frame_id = known.get((number, line))
+            if frame_id is None:
+                frame_id = known[number, line] = len(self._definitions)
+                code = codes[number]
+                name = getattr(code, "co_qualname", code.co_name)
+                self._definitions.append((frame_id, name, code.co_filename, line))
+            ids.append(frame_id)
+        return ids or [self.root("[quayscope agent]")]
+
+    def root(self, name: str) -> int:
+        """Return the id of a frame that stands for something without code."""
+        frame_id = self._roots.get(name)
+        if frame_id is None:
+            frame_id = self._roots[name] = len(self._definitions)
+            self._definitions.append((frame_id, name, "[root]", 0))
+        return frame_id
+
+    def undefined(self) -> list[tuple[int, str, str, int]]:
+        """Return the definitions that the reader has not had yet."""
+        return self._definitions[self._sent :]
+
+    def defined(self, count: int) -> None:
+        """Note that the next `count` definitions were sent."""
+        self._sent += count
+
+    def forget_reader(self) -> None:
+        """Define everything again: a new reader knows nothing."""
+        self._sent = 0
+
+    def forget_if_large(self) -> bool:
+        """Start anew when too many functions were seen (generated code); returns whether it did."""
+        if len(self._stacker.codes) <= MAX_CODES:
+            return False
+        self._stacker.codes = {}
+        self._lines.clear()
+        self._ids.clear()
+        self._definitions.clear()
+        self._roots.clear()
+        self._sent = 0
+        return True

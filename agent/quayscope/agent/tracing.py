@@ -1,0 +1,145 @@
+"""Spans: the application's OpenTelemetry where it has set one up, else ours, with the stock instrumentations.
+
+Spans are kept in memory and written to the relay like everything else: nothing is exported from a worker.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from quayscope.agent.context import CURRENT
+from quayscope.agent.faults import add, fault
+from quayscope.profile.statement import normalize
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+__all__ = ["SpanKeeper", "start_tracing", "trace_application"]
+
+MAX_SPANS = 4_096
+"""Finished spans kept until they are written, at most once a second."""
+_STATEMENT_KEYS = ("db.statement", "db.query.text")
+_MAX_TEXT = 1_000
+
+
+class SpanKeeper:
+    """A span processor beside the application's own: notes the request's span, keeps finished ones."""
+
+    def __init__(self) -> None:
+        self._finished: deque[ReadableSpan] = deque()
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:  # noqa: ARG002 - the SDK's signature
+        """Note the ids of a request's own span."""
+        try:
+            request = CURRENT.get()
+            if request is not None and span.kind.name == "SERVER":
+                context = span.get_span_context()
+                request.trace_id = format(context.trace_id, "032x")
+                request.span_id = format(context.span_id, "016x")
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            fault(error)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Keep a finished span."""
+        if len(self._finished) < MAX_SPANS:
+            self._finished.append(span)
+        else:
+            add("spans_dropped")
+
+    def _on_ending(self, span: Any) -> None:
+        """Do nothing: newer SDKs call this before `on_end`."""
+
+    def shutdown(self) -> None:
+        """Do nothing: what is kept is written by the agent."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - the SDK's signature
+        """Do nothing: there is nothing to wait for."""
+        return True
+
+    def take(self) -> dict[str, list[list[Any]]]:
+        """Return the finished spans as rows for a record, by instrumentation scope."""
+        scopes: dict[str, list[list[Any]]] = {}
+        while self._finished:
+            span = self._finished.popleft()
+            try:
+                scope = span.instrumentation_scope
+                scopes.setdefault(scope.name if scope else "", []).append(_row(span))
+            except Exception as error:  # noqa: BLE001 - one odd span must not cost the others
+                fault(error)
+        return scopes
+
+
+def _row(span: ReadableSpan) -> list[Any]:
+    context = span.get_span_context()
+    assert context is not None
+    parent = span.parent
+    return [
+        format(context.trace_id, "032x"),
+        format(context.span_id, "016x"),
+        format(parent.span_id, "016x") if parent else "",
+        span.name[:_MAX_TEXT],
+        span.kind.value + 1,  # OTLP begins with "unspecified"
+        span.start_time or 0,
+        span.end_time or 0,
+        span.status.status_code.value,
+        _attributes(span),
+    ]
+
+
+def _attributes(span: ReadableSpan) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in (span.attributes or {}).items():
+        if key in _STATEMENT_KEYS:
+            kept[key] = normalize(str(value)[: 8 * _MAX_TEXT]).text[:_MAX_TEXT]
+        elif isinstance(value, str):
+            kept[key] = value[:_MAX_TEXT]
+        elif isinstance(value, (bool, int, float)):
+            kept[key] = value
+    return kept
+
+
+def start_tracing() -> SpanKeeper | None:
+    """Stand beside the application's provider, or set one up; None where there is no SDK."""
+    try:
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+    except ImportError:
+        return None
+    provider = trace.get_tracer_provider()
+    theirs = isinstance(provider, TracerProvider)
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+    # Made here, since the SDK's class is only known where the SDK is.
+    keeper = type("QuayscopeSpanKeeper", (SpanKeeper, SpanProcessor), {})()
+    provider.add_span_processor(keeper)
+    if not theirs:
+        _instrument_psycopg2()
+    assert isinstance(keeper, SpanKeeper)
+    return keeper
+
+
+def _instrument_psycopg2() -> None:
+    try:
+        from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
+    except ImportError:
+        return
+    # No dependency check: it looks for a distribution by name and refuses psycopg2 built by hand.
+    Psycopg2Instrumentor().instrument(skip_dep_check=True, enable_commenter=False)
+
+
+def trace_application(application: Any) -> None:
+    """Instrument a Flask application that is not yet, before its first request."""
+    flask = sys.modules.get("flask")
+    if flask is None or not isinstance(application, flask.Flask):
+        return
+    if getattr(application, "_is_instrumented_by_opentelemetry", False):
+        return
+    try:
+        from opentelemetry.instrumentation.flask import FlaskInstrumentor
+    except ImportError:
+        return
+    instrument_app: Any = FlaskInstrumentor().instrument_app
+    instrument_app(application)
