@@ -210,7 +210,7 @@ def test_the_first_view_shows_the_registry_with_its_total_and_its_losses(show: O
 
 
 def test_a_click_zooms_and_a_link_reproduces_the_zoom(show: Open) -> None:
-    """A clicked frame fills the width, stands in the address, and escape shows all again."""
+    """A clicked frame fills the width, over a refresh too, stands in the address; escape shows all."""
     page = show()
     expect(frame(page, "store_chunk")).to_be_visible()
     frame(page, "view_repository").click()
@@ -219,6 +219,10 @@ def test_a_click_zooms_and_a_link_reproduces_the_zoom(show: Open) -> None:
     expect(page.get_by_test_id("details")).to_contain_text("/app/endpoints/api/repository.py:41")
     wide = frame(page, "view_repository").locator("rect")
     page.wait_for_function("row => row.getBoundingClientRect().width > 1000", arg=wide.element_handle())
+
+    page.get_by_test_id("reload").click()
+    expect(page.get_by_test_id("status")).to_have_text("shown")
+    expect(frame(page, "store_chunk")).to_have_count(0)
 
     linked = show({name: values[0] for name, values in query_of(page).items()})
     expect(linked.get_by_test_id("breadcrumb")).to_contain_text("view_repository")

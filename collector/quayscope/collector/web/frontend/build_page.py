@@ -56,7 +56,7 @@ def build() -> bool:
             subprocess.run([*npm, *arguments], cwd=FRONTEND, env=environment, check=True, stdout=sys.stderr)
         except (OSError, subprocess.CalledProcessError) as error:
             raise PageBuildFailed(
-                f"building the page failed: {error}; its sources are in {FRONTEND}; "
+                f"building the page failed: {str(error).rstrip('.')}; its sources are in {FRONTEND}; "
                 f"next: run 'npm {' '.join(arguments)}' there"
             ) from error
     (STATIC / _STAMP).write_text(digest + "\n", "ascii")

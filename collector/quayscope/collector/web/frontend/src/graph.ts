@@ -71,6 +71,7 @@ export class Graph {
 
   /** Highlight what `term` finds and dim the rest. */
   search(term: string): void {
+    if (term === this.term) return;
     this.term = term;
     if (!this.chart) return;
     if (term) this.chart.search(term);
@@ -144,7 +145,8 @@ export class Graph {
       .tooltip(tip);
     this.chart(select(this.box).datum(data.root));
     this.chart.transitionDuration(this.calm.matches ? 0 : TRANSITION_MS);
-    this.search(this.term);
+    if (this.term) this.chart.search(this.term);
+    this.decorate();
     this.box.scrollTop = scrolled ?? (rootOnTop ? 0 : this.box.scrollHeight);
   }
 

@@ -146,7 +146,7 @@ class Page {
     } else {
       // In the document before they are drawn: the graph needs its width.
       this.put("shown", this.totals.element, this.explorer.element, this.tables.element);
-      this.totals.render(loaded, loaded.profiled);
+      this.totals.render(loaded, loaded.profiled, view.matches.length > 0);
       this.explorer.render(view, loaded.profiled.graph);
       if (!this.busy || !view.by) this.tables.render(view, loaded, loaded.profiled);
     }

@@ -37,7 +37,8 @@ export class Totals {
     el("details", { class: "losses" }, this.summary, this.meanings),
   );
 
-  render(loaded: Loaded, { graph, series }: Profiled): void {
+  /** Draw the line; `filtered` where filters are in force, which losses cannot follow. */
+  render(loaded: Loaded, { graph, series }: Profiled, filtered: boolean): void {
     const samples = series.reduce((sum, row) => sum + row.samples, 0);
     this.facts.replaceChildren(
       fact(typeName(loaded.type), human(graph.total, graph.unit), "total"),
@@ -49,10 +50,10 @@ export class Totals {
         ? [fact("folded into (other)", `${count(graph.pruned)} small frames`, "pruned")]
         : []),
     );
-    this.drawLosses(graph.losses, samples);
+    this.drawLosses(graph.losses, samples, filtered);
   }
 
-  private drawLosses(losses: Losses, samples: number): void {
+  private drawLosses(losses: Losses, samples: number, filtered: boolean): void {
     const names = lossNames(losses);
     this.summary.replaceChildren(
       el("span", { class: "caption" }, "Not shown or unsure:"),
@@ -71,7 +72,7 @@ export class Totals {
         {},
         ...names.map(([name, meaning]) => {
           const lost = losses[name] ?? 0;
-          const part = samples ? `${share(lost, Math.max(samples, lost))} of samples` : "";
+          const part = samples && !filtered ? `${share(lost, samples)} of samples` : "";
           return el(
             "tr",
             {},
@@ -81,6 +82,8 @@ export class Totals {
             el("td", {}, meaning),
           );
         }),
+        filtered &&
+          el("tr", {}, el("td", { colspan: 4, class: "hint" }, "Counted for whole profiles: filters do not divide them.")),
       ),
     );
   }
