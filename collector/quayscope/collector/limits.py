@@ -40,8 +40,11 @@ MAX_LABEL_VALUE = 2048
 MAX_TEXT = 16_384
 """Characters of one frame's name or file, or of one attribute; longer text is cut and ends in an ellipsis."""
 
-MAX_DEPTH = 512
-"""Frames a stack. Deeper ones keep the frames nearest the leaf and count as truncated."""
+MAX_DEPTH = 400
+"""Frames a stack. Deeper ones keep the frames nearest the leaf and count as truncated.
+
+A flame graph is nested JSON, and CPython's json module reads some 490 such levels by default.
+"""
 
 MAX_VALUE = 1 << 56
 """The largest value of one sample: 2.3 years in nanoseconds, so that no honest sum overflows 63 bits."""

@@ -78,9 +78,12 @@ def _host_name(host: str) -> str:
         return ""
 
 
-def _log_cheroot(message: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-    """Take cheroot's own messages into the log."""
-    log.log(level, "http: %s", message.strip(), exc_info=traceback)
+class _HttpServer(CherootServer):
+    """Cheroot with its own messages in our log."""
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        """Log instead of printing to stderr."""
+        log.log(level, "http: %s", msg.strip(), exc_info=traceback)
 
 
 def create_app(
@@ -163,7 +166,7 @@ class CollectorServer:
                 loopback=http.is_loopback,
                 forward_queue=self._forwarder.depth if self._forwarder else lambda: 0,
             )
-            self._http = CherootServer(
+            self._http = _HttpServer(
                 (http.host, http.port),
                 app,
                 numthreads=_THREADS,
@@ -173,7 +176,6 @@ class CollectorServer:
             )
             self._http.max_request_header_size = _MAX_HEADER_BYTES
             self._http.keep_alive_conn_limit = _KEPT_CONNECTIONS
-            self._http.error_log = _log_cheroot
             try:
                 self._http.prepare()
             except OSError as error:

@@ -14,7 +14,7 @@ from quayscope.collector.errors import BadRequest
 from quayscope.collector.limits import MAX_DECOMPRESSED, MAX_TIME_NS
 from quayscope.collector.receive.admit import admit, series_labels
 from quayscope.collector.store import ProfileEntry
-from quayscope.profile import PROCESS_CPU, Profile
+from quayscope.profile import PROCESS_CPU, Profile, folded
 from quayscope.profile.pprof import decode
 
 __all__ = ["read_ingest", "read_name", "read_time"]
@@ -104,8 +104,6 @@ def _read_folded(
     if not rate.isdecimal() or not 0 < int(rate) <= _MAX_RATE:
         raise BadRequest(f"sampleRate {rate[:40]!r} is not between 1 and {_MAX_RATE}")
     period = 10**9 // int(rate)
-    from quayscope.profile import folded
-
     counted = folded.parse(body.decode("utf-8", "replace"))
     profile = Profile(PROCESS_CPU, labels, from_ns, until_ns - from_ns, period)
     for (stack, attributes), values in counted.samples.items():

@@ -75,6 +75,9 @@ class Dictionaries:
 
     def string_id(self, text: str) -> int:
         """Return the id of an endpoint, run or phase; raises `DictionaryFull`."""
+        found = self.string_ids.get(text)
+        if found is not None:
+            return found
         text = storable(text)
         found = self.string_ids.get(text)
         if found is None:

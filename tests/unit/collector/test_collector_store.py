@@ -1,0 +1,127 @@
+"""The store by itself: transactions, refusals, duplicates, dictionaries at their limit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from quayscope.collector.errors import CannotOpenStore, Overloaded, StoreUnavailable
+from quayscope.collector.store import ProfileEntry, Store, Work, tries, writer
+from quayscope.collector.store.database import Database
+from quayscope.collector.store.schema import VERSION
+from quayscope.profile import PROCESS_CPU, Attributes, Frame, Profile
+
+
+def work(name: str, value: int = 1, key: bytes = b"") -> Work:
+    """One profile with one stack."""
+    profile = Profile(PROCESS_CPU, {"service_name": "s", "sampler": "agent"}, time.time_ns(), 10**9)
+    profile.add((Frame("main"), Frame(name)), Attributes(endpoint="GET /", trace_id="1" * 32), (1, value))
+    return Work(100, profiles=[ProfileEntry(profile, key)])
+
+
+def total(store: Store) -> int:
+    """All CPU in the store."""
+    row = store.reading().execute("SELECT coalesce(sum(v1), 0) FROM samples").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_one_transaction_takes_what_waits(tmp_path: Path) -> None:
+    """Requests that arrive within the interval share a commit and are acknowledged after it."""
+    store = Store(tmp_path)
+    store.keep(work("first"))
+    threads = [threading.Thread(target=store.keep, args=(work(f"f{number}", 10),)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert total(store) == 201
+    assert store.counters.snapshot()["commits"] <= 4
+    assert store.close()
+
+
+def test_keys_survive_a_restart(tmp_path: Path) -> None:
+    """An entry whose key is on disk counts as a duplicate, in the same process and in the next."""
+    store = Store(tmp_path)
+    store.keep(work("a", 5, b"k" * 16))
+    store.keep(work("a", 5, b"k" * 16))
+    store.close()
+    store = Store(tmp_path)
+    store.keep(work("a", 5, b"k" * 16))
+    assert total(store) == 5
+    assert store.counters.snapshot()["duplicates"] == 1
+    store.close()
+
+
+def test_a_full_dictionary_refuses_one_and_keeps_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profile that needs a new node is refused by name; known stacks are stored, before and after."""
+    monkeypatch.setattr(tries, "MAX_NODES", 3)
+    store = Store(tmp_path)
+    assert store.keep(work("a")) == []
+    both = work("new")
+    both.profiles += work("a", 7).profiles
+    (text,) = store.keep(both)
+    assert "3 distinct stack prefixes" in text
+    assert total(store) == 8
+    assert store.counters.snapshot()["refused"] == 1
+    store.close()
+    store = Store(tmp_path)
+    assert store.keep(work("a")) == []
+    store.close()
+
+
+def test_a_full_queue_refuses_and_a_closed_store_does_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overload and stopping are errors that say: send again."""
+    monkeypatch.setattr(writer, "QUEUE_REQUESTS", 0)
+    store = Store(tmp_path)
+    with pytest.raises(Overloaded):
+        store.keep(work("a"))
+    assert store.counters.snapshot()["overloaded"] == 1
+    store.close()
+    with pytest.raises(StoreUnavailable):
+        store.keep(work("a"))
+    with pytest.raises(StoreUnavailable):
+        store.reading()
+
+
+def test_a_reader_survives_opening_again(tmp_path: Path) -> None:
+    """After an invalidated database was opened again the same thread reads on, and writes go on."""
+    store = Store(tmp_path)
+    store.keep(work("a", 3))
+    assert total(store) == 3
+    store._database.reopen()
+    assert total(store) == 3
+    store.keep(work("b", 4))
+    assert total(store) == 7
+    store.close()
+
+
+def test_a_store_of_another_version_is_not_opened(tmp_path: Path) -> None:
+    """It is refused with a next step, and left as it was."""
+    database = Database(tmp_path)
+    database.writing().execute(f"UPDATE meta SET version = {VERSION + 1}")
+    database.close()
+    with pytest.raises(CannotOpenStore) as refused:
+        Store(tmp_path)
+    assert "--data" in refused.value.next_step
+
+
+def test_a_file_that_is_no_store_is_not_opened(tmp_path: Path) -> None:
+    """Other bytes under the store's name are refused."""
+    (tmp_path / "quayscope.duckdb").write_bytes(b"not a database" * 1000)
+    with pytest.raises(CannotOpenStore):
+        Store(tmp_path)
+
+
+def test_the_data_directory_is_private(tmp_path: Path) -> None:
+    """Others on the machine cannot read profiles."""
+    store = Store(tmp_path / "data")
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+    store.close()
