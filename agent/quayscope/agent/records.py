@@ -60,7 +60,7 @@ class RecordWriter:
         return True
 
     def send(self, packet: bytes) -> bool:
-        """Write one packet; returns False when the queue is full, raises `OSError` when the reader is gone."""
+        """Write one packet; False when the queue is full. Raises `OSError` when the reader is gone."""
         if self._socket is None:
             raise OSError(errno.ENOTCONN, "no reader")
         try:

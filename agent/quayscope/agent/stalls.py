@@ -48,7 +48,7 @@ class StallTimer:
         )
 
     def note(self, statement: str, started_ns: int) -> None:
-        """Add the time since `started_ns` (`perf_counter_ns`) to a statement that the caller's caller made."""
+        """Add the time since `started_ns` (`perf_counter_ns`) to a statement of the caller's caller."""
         if not self.running:
             return
         try:

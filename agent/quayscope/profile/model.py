@@ -85,8 +85,11 @@ class Profile:
         if len(values) != len(self.type.values):
             raise ValueError(f"{self.type.name} has {len(self.type.values)} columns, got {len(values)}")
         key = (stack, attributes)
-        held = self.samples.get(key)
-        self.samples[key] = values if held is None else tuple(a + b for a, b in zip(held, values))
+        # One look-up for a new key: hashing a stack costs more than all the rest.
+        size = len(self.samples)
+        held = self.samples.setdefault(key, values)
+        if len(self.samples) == size:
+            self.samples[key] = tuple(a + b for a, b in zip(held, values))
 
     def totals(self) -> tuple[int, ...]:
         """Return the sum of each column."""

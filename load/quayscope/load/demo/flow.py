@@ -22,6 +22,7 @@ from quayscope.load.demo.errors import DemoError
 from quayscope.load.demo.parts import Part, Parts, quayscope_command
 from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.load.demo.processes import children, cpu_seconds
+from quayscope.load.demo.registry.ledger import ledger_cpu
 from quayscope.load.demo.report import Observed, build
 
 __all__ = ["Options", "Running", "run"]
