@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import re
+import socket
 import ssl
 import threading
 from collections.abc import Iterable
@@ -24,7 +26,14 @@ __all__ = ["PUSH_PATH", "PushClient", "PushSeries", "decode_push", "encode_push"
 
 PUSH_PATH = "/push.v1.PusherService/Push"
 _COMPRESS_FROM = 1024
-_MAX_ERROR_BYTES = 4096
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_MAX_ANSWER = 1 << 20
+_MAX_MESSAGE = 500
+_NEXT_STEPS = {
+    401: "check the token",
+    403: "check the token and the tenant",
+    404: "check the receiver's address and path",
+}
 
 
 class PushSeries(NamedTuple):
@@ -93,21 +102,32 @@ def _series(view: memoryview) -> PushSeries:
 
 
 class PushClient:
-    """Posts to one receiver over a kept connection. Not for several threads at once without its lock.
+    """Posts to one receiver over a kept connection; threads take turns.
 
-    `url` is http or https; `token` is sent as a bearer token and never logged; `tenant` as
+    `url` is http or https; `token` is sent as a bearer token and never shown; `tenant` as
     `X-Scope-OrgID`. Redirects are not followed: a token must not travel elsewhere.
+    Raises `ProfileError` for an address or a token that cannot be used.
     """
 
     def __init__(
         self, url: str, *, token: str | None = None, tenant: str | None = None, timeout_s: float = 10.0
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ProfileError(f"{url!r} is not an http or https address", next_step="use http://HOST:PORT")
-        self._tls = parts.scheme == "https"
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            # The address is not repeated: it may carry a password.
+            raise ProfileError("the receiver's address is not http(s)", next_step="use http://HOST:PORT")
+        if not all(_VISIBLE.fullmatch(value) for value in (token, tenant) if value):
+            raise ProfileError(
+                "the token or the tenant has characters that no header may have",
+                next_step="check it for a line break at its end",
+            )
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._host = parts.hostname
-        self._port = parts.port
+        self._port = port
         self._base = parts.path.rstrip("/")
         self._timeout = timeout_s
         self._headers = {"User-Agent": "quayscope", "Connect-Protocol-Version": "1"}
@@ -129,23 +149,16 @@ class PushClient:
             body = gzip.compress(body, 1, mtime=0)
             headers["Content-Encoding"] = "gzip"
         with self._lock:
-            kept = self._connection is not None
-            try:
-                return self._exchange(path, body, headers)
-            except (http.client.HTTPException, OSError) as error:
-                self._drop()
-                if not kept or isinstance(error, TimeoutError):
-                    raise PushFailed(
-                        f"{self._host} cannot be reached: {error or type(error).__name__}"
-                    ) from error
-            # A kept connection may have been closed by the other side while idle: once more on a new one.
-            try:
-                return self._exchange(path, body, headers)
-            except (http.client.HTTPException, OSError) as error:
-                self._drop()
-                raise PushFailed(
-                    f"{self._host} cannot be reached: {error or type(error).__name__}"
-                ) from error
+            while True:
+                kept = self._connection is not None
+                try:
+                    return self._exchange(path, body, headers)
+                except (http.client.HTTPException, OSError) as error:
+                    self._drop()
+                    # A kept connection may have been closed while idle: once more on a new one.
+                    if not kept or isinstance(error, socket.timeout):
+                        why = str(error) or type(error).__name__
+                        raise PushFailed(f"{self._host} cannot be reached: {why}") from error
 
     def close(self) -> None:
         """Close the kept connection."""
@@ -157,21 +170,18 @@ class PushClient:
             self._connection.close()
             self._connection = None
 
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._tls is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._tls)
+
     def _exchange(self, path: str, body: bytes, headers: dict[str, str]) -> bytes:
-        connection = self._connection
-        if connection is None:
-            if self._tls:
-                context = ssl.create_default_context()
-                connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._timeout, context=context
-                )
-            else:
-                connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-            self._connection = connection
+        connection = self._connection or self._connect()
+        self._connection = connection
         connection.request("POST", self._base + path, body, headers)
         answer = connection.getresponse()
-        content = answer.read()
-        if answer.will_close:
+        content = answer.read(_MAX_ANSWER)
+        if answer.will_close or not answer.isclosed():
             self._drop()
         if not 200 <= answer.status < 300:
             raise _refusal(answer.status, content)
@@ -179,10 +189,16 @@ class PushClient:
 
 
 def _refusal(status: int, content: bytes) -> PushFailed:
-    code, message = "", content[:_MAX_ERROR_BYTES].decode("utf-8", "replace").strip()
+    code, message = "", content[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
     try:
         parsed = json.loads(content)
         code, message = str(parsed["code"]), str(parsed.get("message", ""))
     except (ValueError, KeyError, TypeError):
         pass
-    return PushFailed(f"refused with status {status}: {message[:500]}", status=status, code=code)
+    shown = " ".join(message[:_MAX_MESSAGE].split()) or http.client.responses.get(status, "no reason given")
+    return PushFailed(
+        f"refused with status {status}: {shown}",
+        status=status,
+        code=code,
+        next_step=_NEXT_STEPS.get(status, ""),
+    )
