@@ -25,6 +25,7 @@ class Capabilities:
 
     def __init__(self) -> None:
         self._held: dict[str, Capability] = {}
+        self._changes = 0
         self._lock = threading.Lock()
 
     def note(self, capability: Capability) -> None:
@@ -32,8 +33,9 @@ class Capabilities:
         with self._lock:
             before = self._held.get(capability.name)
             self._held[capability.name] = capability
-        if before == capability:
-            return
+            if before == capability:
+                return
+            self._changes += 1
         if capability.permitted:
             log.info("permitted", extra={"capability": capability.name, "detail": capability.detail})
         elif before is None or before.permitted or before.detail != capability.detail:
@@ -45,6 +47,12 @@ class Capabilities:
                     "remedy": capability.remedy,
                 },
             )
+
+    @property
+    def changes(self) -> int:
+        """How often an answer was another one than before."""
+        with self._lock:
+            return self._changes
 
     def permitted(self, name: str) -> bool:
         """Whether `name` was tried and worked."""

@@ -1,12 +1,14 @@
 """The few facts of /proc that the sidecar needs: who is whose child, since when, and at what cost.
 
-Every function answers for a process that may end at any moment: None or an empty answer then, never an error.
+Every function answers for a process that may end at any moment: None or an empty answer then, never an
+error. OSError is raised only for want of our own descriptors or memory, which says nothing about the process.
 Format of /proc/PID/stat: proc_pid_stat(5).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ __all__ = ["TICK_NS", "Stat", "children", "command_line", "cpu_ns", "descendants
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """Nanoseconds in a clock tick, the unit of times in /proc/PID/stat."""
 _CPUCLOCK_SCHED = 2
+_OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MAX_DESCENDANTS = 65_536
 
 
@@ -40,7 +43,9 @@ def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:
+    except OSError as error:
+        if error.errno in _OUR_TROUBLE:
+            raise
         return None
 
 

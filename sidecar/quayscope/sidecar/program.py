@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _REPORT_EVERY = 10
-"""Ticks between reports of capabilities and of the uplink's own counts."""
+"""Ticks between reports of capabilities and of the uplink's own counts; a change is reported at once."""
 _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
@@ -60,6 +60,7 @@ class Sidecar:
         self._stop = threading.Event()
         self._faults = 0
         self._capabilities = Capabilities()
+        self._reported_changes = 0
         self._uplink = Uplink(options.collector, token_file=options.token_file, insecure=options.insecure)
         self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
         database_meter = Meter(
@@ -119,7 +120,7 @@ class Sidecar:
             ticks += 1
             self._guard(self._database.tick)
             self._guard(self._measure)
-            if ticks % _REPORT_EVERY == 0:
+            if ticks % _REPORT_EVERY == 0 or self._capabilities.changes != self._reported_changes:
                 self._guard(self._report)
 
     def _guard(self, step: Callable[[], None]) -> None:
@@ -134,6 +135,7 @@ class Sidecar:
         self._meter.emit(self._tiers.readings(self._database.server, self._options.quay_pid))
 
     def _report(self) -> None:
+        self._reported_changes = self._capabilities.changes
         readings = [
             Reading(
                 "quayscope.capability",

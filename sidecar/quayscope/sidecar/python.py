@@ -36,7 +36,7 @@ HZ = 50
 _SLACK_S = 15
 _MAX_OUTPUT = 16 << 20
 _SAID = 4096
-_FRAME = re.compile(r"(?P<function>.*) \((?P<file>.*?)(?::(?P<line>[0-9]{1,9}))?\)", re.DOTALL)
+_FRAME = re.compile(r"(?P<function>.*?) \((?P<file>.*?)(?::(?P<line>[0-9]{1,9}))?\)", re.DOTALL)
 _CAPABILITY = "py_spy"
 _REMEDY = (
     "the target's own user, or the capability SYS_PTRACE, in a shared process namespace; "

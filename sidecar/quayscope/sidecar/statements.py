@@ -60,7 +60,7 @@ def describe(text: str | None) -> Described:
 def _split(text: str) -> tuple[str, str]:
     """Split a leading comment off: it differs with each request, and what follows is worth remembering."""
     if text.startswith("/*"):
-        end = text.find("*/") + 2
+        end = text.find("*/", 2) + 2
         if end > 1 and text.find("/*", 2, end) < 0:
             return text[:end], text[end:]
     return "", text

@@ -79,13 +79,13 @@ class Uplink:
             if profile.samples or any(vars(profile.losses).values()):
                 self._put(_Item("profiles", _SAMPLE_BYTES * (4 + len(profile.samples)), profile=profile))
 
-    def spans(self, body: bytes) -> None:
+    def spans(self, request: bytes) -> None:
         """Queue an encoded ExportTraceServiceRequest."""
-        self._put(_Item("spans", len(body), body=body))
+        self._put(_Item("spans", len(request), body=request))
 
-    def metrics(self, body: bytes) -> None:
+    def metrics(self, request: bytes) -> None:
         """Queue an encoded ExportMetricsServiceRequest."""
-        self._put(_Item("metrics", len(body), body=body))
+        self._put(_Item("metrics", len(request), body=request))
 
     def take_counts(self) -> dict[str, int]:
         """Return what happened since the last call: items pushed, refused, dropped, and attempts retried."""

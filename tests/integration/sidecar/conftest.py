@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -326,9 +328,42 @@ def receiver() -> Iterator[Receiver]:
     running.stop()
 
 
+@pytest.fixture(scope="session")
+def environment(checkout: Path) -> dict[str, str]:
+    """The environment in which any interpreter of this version finds Quayscope and its packages."""
+    found = [str(checkout / root) for root in ROOTS] + [
+        sysconfig.get_path("platlib"),
+        sysconfig.get_path("purelib"),
+    ]
+    programs = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(found)),
+        "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath))),
+    }
+
+
+@pytest.fixture(scope="session")
+def plain_python(environment: dict[str, str]) -> str:
+    """An interpreter that the unprivileged user can run: ours may lie in a home closed to others."""
+    version = f"python3.{sys.version_info.minor}"
+    for candidate in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(
+                [candidate, "-c", "import click, psycopg, quayscope.sidecar.commands"],
+                check=True,
+                capture_output=True,
+                env=environment,
+                cwd="/",
+                **_as_nobody(),
+            )
+            return candidate
+    pytest.fail(f"uid {NOBODY} can run no {version} with our packages: make one readable for other users")
+
+
 @pytest.fixture
 def run_sidecar(
-    checkout: Path, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+    checkout: Path, receiver: Receiver, environment: dict[str, str], plain_python: str
 ) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start the real program and wait until it serves; ended by SIGTERM afterwards, which must give 0.
 
@@ -343,29 +378,15 @@ def run_sidecar(
         if plain and os.geteuid() == 0:
             os.chown(directory, NOBODY, NOBODY)
         ready = directory / "ready"
-        command = [
-            sys.executable,
-            "-m",
-            "quayscope.cli.main",
-            "sidecar",
-            "--socket",
-            str(directory / "socket"),
-        ]
-        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "2", *arguments]
+        python = plain_python if plain else sys.executable
+        command = [python, "-m", "quayscope.cli.main", "sidecar", "--socket", str(directory / "socket")]
+        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1", *arguments]
         if refuse:
-            command = [
-                sys.executable,
-                str(checkout / "tests" / "refuse_syscalls.py"),
-                *refuse,
-                "--",
-                *command,
-            ]
-        path = os.pathsep.join(str(checkout / root) for root in ROOTS)
-        extra = os.environ.get("PYTHONPATH", "")
+            command = [python, str(checkout / "tests" / "refuse_syscalls.py"), *refuse, "--", *command]
         log = (directory / "log").open("wb")
         process = subprocess.Popen(
             command,
-            env={**os.environ, "PYTHONPATH": f"{extra}{os.pathsep}{path}" if extra else path},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -385,7 +406,7 @@ def run_sidecar(
     yield run
     statuses = []
     logs = []
-    for process, directory in zip(started, directories, strict=True):
+    for process, directory in zip(started, directories, strict=False):
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         try:

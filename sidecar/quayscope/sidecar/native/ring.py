@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -44,6 +45,8 @@ _PAGE = mmap.PAGESIZE
 _HEAD, _TAIL = 1024 // 8, 1032 // 8
 _LARGEST_RING_PAGES = 256
 _SMALLEST_RING_PAGES = 8
+_RESERVED_DESCRIPTORS = 128
+"""Left to the rest of the program: sampling everybody is no use to one that can open nothing else."""
 
 
 class Sample(NamedTuple):
@@ -164,6 +167,10 @@ class PerfRings:
         """
         if pid in self._events:
             return True
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if (len(self._events) + 1) * len(self._rings) > limit - _RESERVED_DESCRIPTORS:
+            self.refused[pid] = f"Too many open files ({limit})"
+            return False
         events: list[int] = []
         try:
             for cpu, ring in self._rings.items():

@@ -1,0 +1,65 @@
+"""The command line's own refusals, and the memory of capabilities."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from click.testing import CliRunner
+
+from quayscope.sidecar.capabilities import Capabilities, Capability
+from quayscope.sidecar.commands import sidecar
+from quayscope.sidecar.errors import BadOption
+
+_BASE = ["--socket", "/tmp/none.sock", "--collector", "http://127.0.0.1:1"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--postgres", "maybe"],
+        ["--postgres", "-5"],
+        ["--python", "12"],
+        ["--python", "x=role"],
+        ["--python", "12="],
+        ["--label", "novalue"],
+        ["--label", "bad-name=1"],
+        ["--hz", "0"],
+        ["--window", "600"],
+        ["--quay-pid", "0"],
+    ],
+)
+def test_bad_options(arguments: list[str]) -> None:
+    """A value that cannot be meant ends with usage and exit code 2."""
+    result = CliRunner().invoke(sidecar, [*_BASE, *arguments])
+    assert result.exit_code == 2
+    assert "Usage" in result.output
+
+
+def test_connection_string_is_not_quoted() -> None:
+    """A connection string that cannot be parsed may hold a password: the message does not show it."""
+    result = CliRunner().invoke(sidecar, [*_BASE, "--postgres-dsn", "host=x hunter2 secret"])
+    assert isinstance(result.exception, BadOption)
+    assert "hunter2" not in str(result.exception) + result.exception.next_step + result.output
+
+
+def test_help_has_examples() -> None:
+    """The help shows whole commands."""
+    output = CliRunner().invoke(sidecar, ["--help"]).output
+    assert "Examples" in output
+    assert "quayscope sidecar --socket" in output
+
+
+def test_capabilities_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A missing capability is logged when it is found missing, not each time it is tried."""
+    caplog.set_level(logging.INFO)
+    held = Capabilities()
+    missing = Capability("perf_user", False, "EPERM", "PERFMON")
+    for _ in range(5):
+        held.note(missing)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert not held.permitted("perf_user")
+    held.note(Capability("perf_user", True, "opened"))
+    assert held.permitted("perf_user")
+    assert held.all() == [Capability("perf_user", True, "opened")]
+    assert not held.permitted("never tried")

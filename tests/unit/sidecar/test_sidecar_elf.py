@@ -1,0 +1,192 @@
+"""ELF objects, address spaces and names, on real files and on broken ones."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from quayscope.sidecar.errors import MalformedElf
+from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps, read_maps
+from quayscope.sidecar.native.symbols import KernelSymbols, Objects, Symbols
+
+
+def _load(path: Path) -> Elf:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return Elf(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture(scope="module")
+def libc() -> Path:
+    space = read_maps(os.getpid())
+    assert space is not None
+    return next(
+        Path(m.path) for m in space.mappings if Path(m.path).name.startswith(("libc.so", "libc-", "ld-musl"))
+    )
+
+
+def _address_of(function: str) -> int:
+    address = ctypes.cast(getattr(ctypes.CDLL(None), function), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+@pytest.mark.parametrize("function", ["getpid", "qsort", "fopen", "strtol"])
+def test_names_live_addresses(function: str) -> None:
+    """The name found for an address in this process is the one the dynamic linker resolved it from."""
+    space = read_maps(os.getpid())
+    assert space is not None
+    address = _address_of(function)
+    mapping = space.find(address)
+    assert mapping is not None
+    native = Symbols(Objects()).frame(space, mapping, address)
+    # Aliases share an address: __getpid is getpid.
+    assert function in native.frame.function
+    assert native.frame.file == mapping.path
+    assert native.frame.kind == "native"
+
+
+def test_static_functions_get_a_stable_name(libc: Path) -> None:
+    """An address without a symbol is named by the start of its function, the same for all of it."""
+    elf = _load(libc)
+    unnamed = [start for start in elf._starts if (found := elf.function_at(start)) and not found.name]
+    if not unnamed:
+        pytest.fail(f"every function of {libc} has a symbol")
+    start = unnamed[len(unnamed) // 2]
+    first, inside = elf.function_at(start), elf.function_at(start + 1)
+    assert first is not None
+    assert inside is not None
+    assert first.address == inside.address == start
+
+
+def test_truncated_objects_are_refused(libc: Path, tmp_path: Path) -> None:
+    """A file cut anywhere is either readable in part or refused; nothing else happens."""
+    whole = libc.read_bytes()
+    chance = random.Random(1)
+    cut = tmp_path / "cut"
+    for size in [0, 1, 16, 63, 64, 65, *(chance.randrange(len(whole)) for _ in range(40))]:
+        cut.write_bytes(whole[:size])
+        with pytest.raises(MalformedElf):
+            _load(cut)
+
+
+def test_corrupt_headers_do_no_harm(libc: Path, tmp_path: Path) -> None:
+    """Random bytes in headers and tables: refused, or names that are wrong at worst."""
+    whole = bytearray(libc.read_bytes())
+    sections_at = int.from_bytes(whole[40:48], "little")
+    places = [*range(16, 64), *range(64, 64 + 56 * 12), *range(sections_at, len(whole))]
+    chance = random.Random(2)
+    broken = tmp_path / "broken"
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.choice(places)] = chance.randrange(256)
+        broken.write_bytes(data)
+        try:
+            elf = _load(broken)
+        except MalformedElf:
+            continue
+        for address in (0, 1, 0x1000, elf.entry, 2**63):
+            elf.function_at(address)
+            elf.address_of(address)
+            elf.bias(address, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\x01\x01" + b"\0" * 90])
+def test_other_files_are_no_objects(content: bytes, tmp_path: Path) -> None:
+    """Scripts, empty and 32-bit files are refused with a word."""
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(MalformedElf, match=r"."):
+        _load(path)
+
+
+def test_objects_are_parsed_once(libc: Path, tmp_path: Path) -> None:
+    """The same file under another name is the same object; a malformed one is counted once."""
+    objects = Objects()
+    link = tmp_path / "link"
+    link.symlink_to(libc)
+    assert objects.of(os.getpid(), str(libc)) is objects.of(os.getpid(), str(link))
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"no object")
+    assert objects.of(os.getpid(), str(bad)) is None
+    assert objects.of(os.getpid(), str(bad)) is None
+    assert objects.malformed == 1
+    assert objects.of(os.getpid(), "/does/not/exist") is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """A mapped path that turns out to be a fifo is passed over at once."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    assert Objects().of(os.getpid(), str(fifo)) is None
+
+
+def test_maps_of_this_process() -> None:
+    """The interpreter's code is found in its own address space, the stack is not code."""
+    space = read_maps(os.getpid())
+    assert space is not None
+    assert space.find(_address_of("getpid")) is not None
+    assert space.find(0) is None
+    assert space.find(2**64 - 1) is None
+    assert read_maps(2**22 + 7) is None
+
+
+def test_maps_text() -> None:
+    """Only executable stretches count; odd paths and broken lines do not matter."""
+    text = (
+        b"00400000-00500000 r-xp 00001000 fd:01 123   /usr/lib/with space (deleted)\n"
+        b"00500000-00600000 rw-p 00000000 fd:01 123   /usr/lib/data\n"
+        b"nonsense\n"
+        b"7fff00000000-7fff00001000 r-xp 00000000 00:00 0 [vdso]\n"
+        b"00700000-00600000 r-xp 00000000 00:00 0\n"
+    )
+    assert parse_maps(text) == [
+        Mapping(0x400000, 0x500000, 0x1000, "/usr/lib/with space (deleted)"),
+        Mapping(0x7FFF00000000, 0x7FFF00001000, 0, "[vdso]"),
+    ]
+
+
+@pytest.fixture
+def anonymous() -> AddressSpace:
+    return AddressSpace(os.getpid(), [Mapping(0x1000, 0x2000, 0, ""), Mapping(0x3000, 0x4000, 0, "[vdso]")])
+
+
+def test_code_without_a_file(anonymous: AddressSpace) -> None:
+    """Generated code is one frame, not one a call."""
+    symbols = Symbols(Objects())
+    first, second = anonymous.mappings
+    assert symbols.frame(anonymous, first, 0x1234).frame.function == "[anonymous]"
+    assert symbols.frame(anonymous, second, 0x3456).frame.function == "[vdso]"
+
+
+def test_kernel_names(tmp_path: Path) -> None:
+    """Kernel addresses are named where the kernel shows them, and are one frame where it does not."""
+    table = tmp_path / "kallsyms"
+    table.write_text(
+        "ffffffff81000000 T _stext\nffffffff81000100 t do_read\t[ext4]\nffffffff82000000 D data\n"
+    )
+    symbols = KernelSymbols(str(table))
+    assert symbols.frame(0xFFFFFFFF81000105).function == "do_read"
+    assert symbols.frame(0xFFFFFFFF81000105).kind == "kernel"
+    assert symbols.frame(0x10) == KernelSymbols.UNNAMED
+    table.write_text("0000000000000000 T _stext\n0000000000000000 t do_read\n")
+    assert KernelSymbols(str(table)).frame(0xFFFFFFFF81000105) == KernelSymbols.UNNAMED
+    assert KernelSymbols(str(tmp_path / "none")).frame(1) == KernelSymbols.UNNAMED
+
+
+def test_interpreter_itself() -> None:
+    """An executable with a full symbol table gives its variables and functions."""
+    library = Path(sysconfig.get_config_var("LIBDIR")) / str(sysconfig.get_config_var("INSTSONAME"))
+    elf = _load(library if library.is_file() else Path(sys.executable).resolve())
+    assert elf.data_symbol("PyType_Type") is not None
+    assert elf.data_symbol("no_such_symbol") is None
