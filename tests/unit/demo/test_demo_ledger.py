@@ -103,7 +103,11 @@ def test_it_writes_by_itself_and_as_a_whole(tmp_path: Path) -> None:
 def test_workers_add_up(tmp_path: Path) -> None:
     """Ledgers of several processes, ended ones too, are summed."""
     for pid in (1, 2):
-        content = {"pid": pid, "written": 0.0, "endpoints": {"GET /": {"requests": 1, "cpu_s": 0.5, "wall_s": 1.0}}}
+        content = {
+            "pid": pid,
+            "written": 0.0,
+            "endpoints": {"GET /": {"requests": 1, "cpu_s": 0.5, "wall_s": 1.0}},
+        }
         (tmp_path / f"ledger-{pid}.json").write_text(json.dumps(content))
     assert read_ledgers(tmp_path) == {"GET /": Account(2, 1.0, 2.0)}
 

@@ -91,7 +91,7 @@ def test_security_reports_agree_with_and_without_the_weak_spot() -> None:
 
 
 def test_the_workload_asks_for_routes_that_exist(tmp_path: Path) -> None:
-    """Each endpoint of the demo's workload is one of the registry's, verbatim; every weak spot is among them."""
+    """Each endpoint of the workload is one of the registry's, verbatim; no weak spot is left out."""
     app = create(Settings(NOWHERE, tmp_path, weak.SWITCHES))
     routes = {f"{method} {rule.rule}" for rule in app.url_map.iter_rules() for method in rule.methods or ()}
     workload = read_workload(find("demo"), {})

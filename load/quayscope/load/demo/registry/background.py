@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0
 TAGS_AT_ONCE = 50
-ENTRIES_AT_ONCE = 20_000
+ENTRIES_AT_ONCE = 50_000
 
 
 def expire_tags(cursor: extensions.cursor, now_ms: int) -> int:

@@ -128,6 +128,9 @@ def get_blob(namespace: str, repository: str, digest: str) -> ResponseReturnValu
             (digest, repository_id, repository_id),
         )
         row = cursor.fetchone() or refuse_v2(404, "BLOB_UNKNOWN", "the repository has no such blob")
-    headers = {"Docker-Content-Digest": digest, "Content-Length": str(row[0])}
     content = b"" if request.method == "HEAD" else services().storage.read(digest)
-    return Response(content, content_type="application/octet-stream", headers=headers)
+    answer = Response(
+        content, content_type="application/octet-stream", headers={"Docker-Content-Digest": digest}
+    )
+    answer.content_length = row[0]
+    return answer

@@ -76,12 +76,12 @@ def get_manifest(namespace: str, repository: str, manifest_ref: str) -> Response
     counted = request.method == "GET"
     locked = counted and "row_lock" in services().weak
     with services().database.transaction() as cursor:
-        repository_id, namespace_id = _found(find(cursor, namespace, repository))
+        repository_id, _ = _found(find(cursor, namespace, repository))
         row = _manifest(cursor, repository_id, manifest_ref)
         if locked:
             _count_pull(cursor, repository_id, manifest_ref)
         if counted:
-            _stored_bytes(cursor, namespace_id)
+            _stored_bytes(cursor)
     if counted and not locked:
         with services().database.transaction() as cursor:
             _count_pull(cursor, repository_id, manifest_ref)
@@ -113,14 +113,11 @@ def _count_pull(cursor: extensions.cursor, repository_id: int, reference: str) -
     add_log(cursor, "pull_repo", repository_id, reference)
 
 
-def _stored_bytes(cursor: extensions.cursor, namespace_id: int) -> int:
-    """Return what a namespace's live tags take, which its quota is held against at each pull. Bytes."""
+def _stored_bytes(cursor: extensions.cursor) -> int:
+    """Return what all manifests take, which the registry's limit is held against at each pull. Bytes."""
     cursor.execute(
-        "SELECT coalesce(sum(image_size), 0) FROM (SELECT DISTINCT s.id, s.image_size FROM repository r"
-        " JOIN tag t ON t.repository_id = r.id AND t.lifetime_end_ms IS NULL"
-        " JOIN manifestblob b ON b.manifest_id = t.manifest_id JOIN imagestorage s ON s.id = b.blob_id"
-        " WHERE r.namespace_user_id = %s) AS blobs",
-        (namespace_id,),
+        "SELECT coalesce(sum(s.image_size), 0) FROM manifest m"
+        " JOIN manifestblob b ON b.manifest_id = m.id JOIN imagestorage s ON s.id = b.blob_id"
     )
     row = cursor.fetchone()
     assert row is not None

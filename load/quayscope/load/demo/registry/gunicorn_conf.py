@@ -19,8 +19,9 @@ from quayscope.load.demo.registry.ledger import WRITE_EVERY_SECONDS, Ledger  # n
 preload_app = True
 worker_class = "gevent"
 workers = 2
-# Longer than any pause between two requests of a connection: a server that closes first loses requests.
-keepalive = 60
+# A connection a request, as behind Quay's nginx: the worker that is free takes it, and none is lost to a
+# server that closes a kept connection just when the next request is on its way.
+keepalive = 0
 graceful_timeout = 3
 timeout = 60
 accesslog = None

@@ -13,7 +13,7 @@ unset means all of them, `none` means none.
     sequential scan of one statement, and the worker stalled in it.
 `row_lock`
     `GET /v2/<namespace>/<repository>/manifests/<manifest_ref>` counts the pull in the repository's
-    counter row first and then, in the same transaction, sums up the namespace's storage before it commits.
+    counter row first and then, in the same transaction, sums up what the registry stores before it commits.
     Off: the count is committed at once, after the sum. The profile shows workers stalled in the UPDATE of
     one row and, in Postgres, waits for `Lock:transactionid` and `Lock:tuple`.
     It cannot deadlock: the transaction locks that one row alone, and nothing between lock and commit
