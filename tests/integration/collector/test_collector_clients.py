@@ -63,11 +63,9 @@ def test_spans_of_a_stock_exporter_over_grpc(shared: RunningCollector) -> None:
     provider = TracerProvider(resource=Resource.create({"service.name": "quay-app"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(shared.grpc, insecure=True)))
     tracer = provider.get_tracer("test")
-    with tracer.start_as_current_span(
-        "request", attributes={"http.route": "/v2/", "n": 3, "ok": True}
-    ) as outer:
-        with tracer.start_as_current_span("query"):
-            pass
+    attributes: dict[str, str | int | bool] = {"http.route": "/v2/", "n": 3, "ok": True}
+    with tracer.start_as_current_span("request", attributes=attributes) as outer:
+        tracer.start_span("query").end()
     assert provider.force_flush(10_000)
     provider.shutdown()
     trace_id = f"{outer.get_span_context().trace_id:032x}"

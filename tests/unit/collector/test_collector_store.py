@@ -103,6 +103,41 @@ def test_a_reader_survives_opening_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_failed_transaction_is_put_back_and_told(tmp_path: Path) -> None:
+    """A fault amid a transaction fails its clients; nothing of it is stored, and the next one is whole."""
+    store = Store(tmp_path)
+    store.keep(work("a", 3, b"a" * 16))
+    store.reading().execute("ALTER TABLE samples RENAME TO away")
+    with pytest.raises(StoreUnavailable):
+        store.keep(work("b", 4, b"b" * 16))
+    counts = store.counters.snapshot()
+    assert (counts["commit_failures"], counts["refused"], counts["stored"]) == (3, 1, 1)
+    store.reading().execute("ALTER TABLE away RENAME TO samples")
+    store.keep(work("b", 4, b"b" * 16))
+    assert (total(store), store.counters.snapshot()["duplicates"]) == (7, 0)
+    store.close()
+    store = Store(tmp_path)
+    assert (total(store), len(store.dictionaries.tries.node_parent)) == (7, 4)
+    store.close()
+
+
+def test_work_put_back_is_stored_when_the_fault_passes(tmp_path: Path) -> None:
+    """A fault shorter than the retries costs the client nothing but time."""
+    store = Store(tmp_path)
+    store.keep(work("a", 3))
+    store.reading().execute("ALTER TABLE samples RENAME TO away")
+    waiting = threading.Thread(target=store.keep, args=(work("b", 4),))
+    waiting.start()
+    deadline = time.monotonic() + 5
+    while not store.counters.snapshot()["commit_failures"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    store.reading().execute("ALTER TABLE away RENAME TO samples")
+    waiting.join(5)
+    assert (total(store), store.counters.snapshot()["refused"]) == (7, 0)
+    store.close()
+
+
 def test_a_store_of_another_version_is_not_opened(tmp_path: Path) -> None:
     """It is refused with a next step, and left as it was."""
     database = Database(tmp_path)

@@ -6,6 +6,7 @@ waiting clients are told to send again. Either way nothing is acknowledged that 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -141,10 +142,16 @@ class Writer:
         connection.execute("COMMIT")
 
     def _recover(self) -> None:
-        """Roll back; where even that fails, the database is invalidated: open it again."""
+        """End the failed transaction; where the database answers no more, open it again.
+
+        Opening again ends running queries, so it is the last resort: a failed INSERT leaves a
+        transaction to roll back, a failed COMMIT leaves none, and both leave a database that works.
+        """
         try:
-            self._database.writing().execute("ROLLBACK")
-            self._database.writing().execute("SELECT 1 FROM meta").fetchall()
+            connection = self._database.writing()
+            with contextlib.suppress(duckdb.TransactionException):
+                connection.execute("ROLLBACK")
+            connection.execute("SELECT version FROM meta").fetchall()
         except (duckdb.Error, CollectorError):
             try:
                 self._database.reopen()
