@@ -13,7 +13,9 @@ export interface Profiled {
   graph: api.FlameGraph;
   top: api.Top;
   series: api.SeriesRow[];
-  breakdown: api.Breakdown | null;
+  breakdown: api.Breakdown;
+  /** What it is broken down by. */
+  by: string;
 }
 
 export interface Loaded {
@@ -102,8 +104,8 @@ export async function load(signal: AbortSignal, view: View): Promise<Loaded> {
     api.flamegraph(signal, chosen),
     api.top(signal, chosen, TOP_LIMIT),
     api.series(signal, chosen),
-    view.by ? api.breakdown(signal, chosen, view.by) : null,
+    api.breakdown(signal, chosen, view.by),
   ]);
-  const profiled = graph.total > 0 ? { graph, top, series, breakdown } : null;
+  const profiled = graph.total > 0 ? { graph, top, series, breakdown, by: view.by } : null;
   return { ...empty, types, type, samplers, sampler, profiled };
 }

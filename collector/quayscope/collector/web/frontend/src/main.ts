@@ -148,7 +148,7 @@ class Page {
       this.put("shown", this.totals.element, this.explorer.element, this.tables.element);
       this.totals.render(loaded, loaded.profiled, view.matches.length > 0);
       this.explorer.render(view, loaded.profiled.graph);
-      if (!this.busy || !view.by) this.tables.render(view, loaded, loaded.profiled);
+      this.tables.render(view, loaded, loaded.profiled);
     }
   }
 

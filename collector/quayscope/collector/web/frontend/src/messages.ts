@@ -81,7 +81,7 @@ export function mixedSamplers(loaded: Loaded, update: Update): HTMLElement {
 export function failed(error: ApiError, view: View, update: Update, retry: () => void): HTMLElement {
   // A refused question may stand in the address: offer ways out that do not need it edited by hand.
   const refused = error.status >= 400 && error.status < 500;
-  const afresh = { service: null, type: "", sampler: "", matches: [], range: { last: 900 }, zoom: "", by: "" };
+  const afresh = { service: null, type: "", sampler: "", matches: [], range: { last: 900 }, zoom: "", by: "endpoint" };
   return message(
     "error",
     error.message,

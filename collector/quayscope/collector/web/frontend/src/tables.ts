@@ -1,13 +1,14 @@
 // The tables under the graph: functions by value, and the total broken down by a label.
-import type { Breakdown, Top, TopRow } from "./api";
-import { button, el } from "./dom";
+import type { Top, TopRow } from "./api";
+import { button, el, setOptions } from "./dom";
 import type { Update } from "./explorer";
 import { exactly, KINDS, place, shortFile } from "./frames";
 import { TOP_LIMIT, type Loaded, type Profiled } from "./load";
 import { count, human, share, typeName } from "./units";
 import type { Column, View } from "./view";
 
-const FIRST_ROWS = 50;
+const FIRST_FUNCTIONS = 50;
+const FIRST_PARTS = 8;
 const NOT_DIMENSIONS = new Set(["span_id", "trace_id"]);
 const FRAME_DIMENSIONS = ["sql", "wait"];
 const DIMENSION_NAMES: Record<string, string> = { sql: "statement", wait: "wait event", service_name: "service" };
@@ -38,52 +39,89 @@ function compare(column: Column, descending: boolean): (a: TopRow, b: TopRow) =>
   };
 }
 
-export class Tables {
-  private readonly tabs = el("div", { class: "tabs", role: "group", "aria-label": "Table" });
+/** A table in its own panel, cut to its first rows until the reader asks for all. */
+class Panel {
   private readonly body = el("div", { class: "table-box" });
-  readonly element = el("section", { class: "panel", "aria-label": "Tables" }, this.tabs, this.body);
+  readonly element: HTMLElement;
   private all = false;
   private shownFor = "";
 
   constructor(
-    private readonly update: Update,
-    private readonly addMatch: (name: string, value: string) => void,
-  ) {}
-
-  render(view: View, loaded: Loaded, profiled: Profiled): void {
-    const shownFor = `${loaded.service} ${loaded.type} ${view.by}`;
-    if (shownFor !== this.shownFor) this.all = false;
-    this.shownFor = shownFor;
-    this.drawTabs(view, loaded);
-    if (view.by) {
-      if (profiled.breakdown) this.drawBreakdown(view.by, profiled.breakdown, loaded, profiled.graph.total);
-    } else {
-      this.drawFunctions(view, loaded, profiled.top);
-    }
+    label: string,
+    private readonly first: number,
+    ...heading: Node[]
+  ) {
+    this.element = el(
+      "section",
+      { class: "panel", "aria-label": label },
+      el("div", { class: "heading" }, ...heading),
+      this.body,
+    );
   }
 
-  private drawTabs(view: View, loaded: Loaded): void {
+  /** Show `rows` under `head`; `subject` is what they are about: another one is cut again. */
+  show<Row>(
+    subject: string,
+    table: { testId: string; caption: string; head: HTMLTableRowElement; note?: string },
+    rows: Row[],
+    draw: (row: Row) => HTMLTableRowElement,
+  ): void {
+    if (subject !== this.shownFor) this.all = false;
+    this.shownFor = subject;
+    const listed = this.all ? rows : rows.slice(0, this.first);
+    const left = rows.length - listed.length;
+    const focused = this.body.contains(document.activeElement)
+      ? document.activeElement?.getAttribute("data-testid")
+      : null;
+    this.body.replaceChildren(
+      el(
+        "table",
+        { "data-testid": table.testId },
+        el("caption", { class: "unseen" }, table.caption),
+        el("thead", {}, table.head),
+        el("tbody", {}, ...listed.map(draw)),
+      ),
+      ...(left
+        ? [
+            button(`Show ${count(left)} more`, { "data-testid": "show-all" }, () => {
+              this.all = true;
+              this.show(subject, table, rows, draw);
+            }),
+          ]
+        : []),
+      ...(table.note ? [el("p", { class: "hint" }, table.note)] : []),
+    );
+    // Drawing again must not take the focus from the header that was just pressed.
+    if (focused) this.body.querySelector<HTMLElement>(`[data-testid="${focused}"]`)?.focus();
+  }
+}
+
+export class Tables {
+  private readonly by = el("select", { "data-testid": "breakdown-by", "aria-label": "Break the total down by" });
+  private readonly functions = new Panel("Functions", FIRST_FUNCTIONS, el("h2", {}, "Functions"));
+  private readonly parts = new Panel("Breakdown", FIRST_PARTS, el("h2", {}, "Breakdown"), this.by);
+  readonly element = el("div", { class: "tables" }, this.parts.element, this.functions.element);
+
+  constructor(
+    private readonly update: Update,
+    private readonly addMatch: (name: string, value: string) => void,
+  ) {
+    this.by.addEventListener("change", () => this.update({ by: this.by.value }));
+  }
+
+  render(view: View, loaded: Loaded, profiled: Profiled): void {
     const dimensions = [...loaded.labels.filter((name) => !NOT_DIMENSIONS.has(name)), ...FRAME_DIMENSIONS];
-    const select = el(
-      "select",
-      { "data-testid": "breakdown-by", "aria-label": "Break the total down by" },
-      el("option", { value: "" }, "break down by…"),
-      ...dimensions.map((name) => el("option", { value: name }, `by ${DIMENSION_NAMES[name] ?? name}`)),
+    setOptions(
+      this.by,
+      dimensions.map((name) => [name, `by ${DIMENSION_NAMES[name] ?? name}`]),
+      view.by,
     );
-    select.value = view.by;
-    select.addEventListener("change", () => this.update({ by: select.value }));
-    const focused = document.activeElement?.getAttribute("data-testid");
-    const functions = button("Functions", { "data-testid": "tab-functions", "aria-pressed": String(!view.by) }, () =>
-      this.update({ by: "" }),
-    );
-    const hadFocus = this.tabs.contains(document.activeElement);
-    this.tabs.replaceChildren(functions, select);
-    if (hadFocus) (focused === "breakdown-by" ? select : functions).focus();
+    this.drawFunctions(view, loaded, profiled.top);
+    this.drawBreakdown(loaded, profiled);
   }
 
   private drawFunctions(view: View, loaded: Loaded, top: Top): void {
     const rows = [...top.rows].sort(compare(view.sort, view.descending));
-    const listed = this.all ? rows : rows.slice(0, FIRST_ROWS);
     const head = el(
       "tr",
       {},
@@ -99,16 +137,16 @@ export class Tables {
         );
       }),
     );
-    this.put(
-      el(
-        "table",
-        { "data-testid": "top" },
-        el("caption", { class: "unseen" }, `Functions by ${typeName(loaded.type)}`),
-        el("thead", {}, head),
-        el("tbody", {}, ...listed.map((row) => this.functionRow(row, top))),
-      ),
-      rows.length - listed.length,
-      top.rows.length >= TOP_LIMIT ? `Only the ${count(TOP_LIMIT)} functions with most self time are listed.` : "",
+    this.functions.show(
+      `${loaded.service} ${loaded.type}`,
+      {
+        testId: "top",
+        caption: `Functions by ${typeName(loaded.type)}`,
+        head,
+        note: rows.length >= TOP_LIMIT ? `Only the ${count(TOP_LIMIT)} with most self time are listed.` : "",
+      },
+      rows,
+      (row) => this.functionRow(row, top),
     );
   }
 
@@ -130,69 +168,44 @@ export class Tables {
     );
   }
 
-  private drawBreakdown(by: string, breakdown: Breakdown, loaded: Loaded, total: number): void {
+  private drawBreakdown(loaded: Loaded, { breakdown, by, graph }: Profiled): void {
     const title = DIMENSION_NAMES[by] ?? by;
-    const rows = this.all ? breakdown.rows : breakdown.rows.slice(0, FIRST_ROWS);
     const inFrames = FRAME_DIMENSIONS.includes(by);
     const choose = (value: string): void => {
       if (inFrames) this.update({ search: exactly(value) });
-      else if (by === "service_name") this.update({ service: value, sampler: "" });
-      else if (by === "sampler") this.update({ sampler: value });
+      else if (by === "service_name") this.update({ service: value, sampler: "", zoom: "" });
+      else if (by === "sampler") this.update({ sampler: value, zoom: "" });
       else this.addMatch(by, value);
     };
-    this.put(
-      el(
-        "table",
-        { "data-testid": "breakdown" },
-        el("caption", { class: "unseen" }, `${typeName(loaded.type)} by ${title}`),
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col", class: "text" }, title),
-            el("th", { scope: "col", class: "number", colspan: 2 }, typeName(loaded.type)),
-            el("th", { scope: "col", class: "number" }, "Samples"),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          ...rows.map((row) => {
-            const value = String(row[by] ?? "");
-            return el(
-              "tr",
-              { "data-testid": "breakdown-row" },
-              el(
-                "td",
-                { class: "function" },
-                value || !inFrames
-                  ? button(value || "(none)", { class: "link", title: value || "(none)" }, () => choose(value))
-                  : el("span", { class: "none" }, "(none)"),
-              ),
-              el("td", { class: "number" }, human(row.value, breakdown.unit)),
-              bar(share(row.value, total), row.value, total),
-              el("td", { class: "number" }, count(row.samples)),
-            );
-          }),
-        ),
-      ),
-      breakdown.rows.length - rows.length,
-      "",
+    const head = el(
+      "tr",
+      {},
+      el("th", { scope: "col", class: "text" }, title),
+      el("th", { scope: "col", class: "number", colspan: 2 }, typeName(loaded.type)),
+      el("th", { scope: "col", class: "number" }, "Samples"),
     );
-  }
-
-  private put(table: HTMLTableElement, left: number, note: string): void {
-    const focused = document.activeElement;
-    const sortFocus = this.body.contains(focused) ? focused?.getAttribute("data-testid") : null;
-    const more = left > 0 ? button(`Show ${count(left)} more`, { "data-testid": "show-all" }, () => this.showAll()) : null;
-    this.body.replaceChildren(table, ...(more ? [more] : []), ...(note ? [el("p", { class: "hint" }, note)] : []));
-    if (sortFocus) this.body.querySelector<HTMLElement>(`[data-testid="${sortFocus}"]`)?.focus();
-  }
-
-  private showAll(): void {
-    this.all = true;
-    this.update({});
+    this.parts.show(
+      `${loaded.service} ${loaded.type} ${by}`,
+      { testId: "breakdown", caption: `${typeName(loaded.type)} by ${title}`, head },
+      breakdown.rows,
+      (row) => {
+        const value = String(row[by] ?? "");
+        const name = value || "(none)";
+        return el(
+          "tr",
+          { "data-testid": "breakdown-row" },
+          el(
+            "td",
+            { class: "function" },
+            value || !inFrames
+              ? button(name, { class: "link", title: name }, () => choose(value))
+              : el("span", { class: "none" }, name),
+          ),
+          el("td", { class: "number" }, human(row.value, breakdown.unit)),
+          bar(share(row.value, graph.total), row.value, graph.total),
+          el("td", { class: "number" }, count(row.samples)),
+        );
+      },
+    );
   }
 }

@@ -26,7 +26,7 @@ export interface View {
   zoom: string;
   sort: Column;
   descending: boolean;
-  /** The dimension of the breakdown table, `""`: the table of functions. */
+  /** The dimension of the breakdown: a label, an attribute, `sql` or `wait`. */
   by: string;
 }
 
@@ -41,6 +41,7 @@ export const COLUMNS: Column[] = ["function", "file", "kind", "self", "total"];
 
 const ALL_SERVICES = "*";
 const DEFAULT_LAST = 900;
+const DEFAULT_BY = "endpoint";
 
 /** `NAME=VALUE` or `NAME!=VALUE`, the form the query interface takes. */
 export function matchText(match: Match): string {
@@ -81,7 +82,7 @@ export function parseView(search: string): View {
     zoom: query.get("zoom") ?? "",
     sort: COLUMNS.find((name) => name === column) ?? "self",
     descending: direction !== "up",
-    by: query.get("by") ?? "",
+    by: query.get("by") || DEFAULT_BY,
   };
 }
 
@@ -103,7 +104,7 @@ export function formatView(view: View): string {
   if (!view.rootOnTop) query.set("layout", "flame");
   if (view.zoom) query.set("zoom", view.zoom);
   if (view.sort !== "self" || !view.descending) query.set("sort", `${view.sort},${view.descending ? "down" : "up"}`);
-  if (view.by) query.set("by", view.by);
+  if (view.by !== DEFAULT_BY) query.set("by", view.by);
   const text = query.toString();
   return text ? `?${text}` : location.pathname;
 }
