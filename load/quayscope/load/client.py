@@ -29,6 +29,9 @@ MAX_KEPT_BYTES = 1_000_000
 EVENTS = 64
 """Socket events handled before the caller may send again: a burst of answers must not make arrivals late."""
 
+# The older names give floats, and warn of it with each request in pycurl 7.49; pycurl 7.45 has no others.
+_SIZE = getattr(pycurl, "SIZE_DOWNLOAD_T", pycurl.SIZE_DOWNLOAD)
+
 REASONS = {
     pycurl.E_URL_MALFORMAT: "not a URL",
     pycurl.E_COULDNT_RESOLVE_HOST: "host name not resolved",
@@ -282,7 +285,7 @@ class Client:
             first_ns=slot.sent_ns + int(first * 1e9) if first else 0,
             ended_ns=now_ns,
             status=0 if error else curl.getinfo(pycurl.RESPONSE_CODE),
-            size=int(curl.getinfo(pycurl.SIZE_DOWNLOAD)),
+            size=int(curl.getinfo(_SIZE)),
             error=error,
             headers=slot.headers,
             body=b"".join(slot.body) if slot.body else b"",

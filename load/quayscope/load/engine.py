@@ -28,7 +28,7 @@ __all__ = ["Engine", "Settings", "Tick"]
 
 BURST = 64
 """Arrivals sent in one go when several are due, before answers are looked at."""
-MISSED_AFTER_NS = 5_000_000_000
+MISSED_AFTER_NS = 2_000_000_000
 """An arrival that the driver is later for than this is not sent: the schedule is lost by then."""
 STOP_NS = 2_000_000_000
 """How long an interrupted run waits for what is in flight."""
