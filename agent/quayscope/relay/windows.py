@@ -8,7 +8,7 @@ from quayscope.profile import Attributes, Profile, ProfileType, Stack
 
 __all__ = ["GRACE_NS", "Windows"]
 
-GRACE_NS = 1_500_000_000
+GRACE_NS = 2_500_000_000
 """How long after its end a window is kept open: workers write a slot within the second that follows it."""
 MAX_SAMPLES = 200_000
 """Distinct samples held at most; more are counted as lost. A busy worker makes some 300 a second."""

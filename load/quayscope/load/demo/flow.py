@@ -31,7 +31,7 @@ DATABASE_SERVICE = "quay-database"
 WORKERS = 2
 WINDOW_SECONDS = 10
 """Profiles are cut on these Unix boundaries; the last window is complete a little after its end."""
-WINDOW_GRACE_SECONDS = 3.5
+WINDOW_GRACE_SECONDS = 4.5
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ def _counters(collector: CollectorClient) -> dict[str, float]:
                 name = metric["name"]
                 if name == "process.cpu.time":
                     name = f"{name}:{series['attributes'].get('tier', '')}"
-                cumulative = metric["kind"] == "cumulative"
+                cumulative = metric["kind"].startswith("cumulative")
                 grown[name] += _growth(points) if cumulative else sum(points)
     return dict(grown)
 
@@ -297,7 +297,7 @@ def _losses(collector: CollectorClient, counters: Mapping[str, float]) -> dict[s
             held["samples"] += series["samples"]
             for name, count in series["losses"].items():
                 held[name] = held.get(name, 0) + count
-    names = ("packets_dropped", "records_dropped", "spans_dropped", "faults", "unsampled_ns")
+    names = ("packets_dropped", "records_dropped", "spans_dropped", "faults")
     losses["agent"] = {name: int(counters.get(f"quayscope.agent.{name}", 0)) for name in names}
     losses["relay"] = {
         name: int(counters.get(f"quayscope.relay.{name}", 0)) for name in ("malformed", "truncated")
