@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["COUNTS", "add", "fault", "first_fault"]
+__all__ = ["add", "fault", "first_fault", "take"]
 
-COUNTS: dict[str, int] = {}
-"""Increments since the last record of kind `counts`."""
-
+_COUNTS: dict[str, list[int]] = {}
 _first: list[str] = []
 
 
 def add(name: str, count: int = 1) -> None:
-    """Increment a counter. Safe in a signal handler of the same thread: one dictionary operation."""
-    COUNTS[name] = COUNTS.get(name, 0) + count
+    """Increment a counter since the last record of kind `counts`.
+
+    Safe in a signal handler that interrupts itself: between reading and writing an element of a list
+    there is no call, and only at calls does the interpreter run handlers or change threads.
+    """
+    held = _COUNTS.get(name)
+    if held is None:
+        held = _COUNTS.setdefault(name, [0])
+    held[0] += count
 
 
 def fault(error: BaseException) -> None:
     """Count a fault of ours; the first one is kept for the record that reports it."""
-    COUNTS["faults"] = COUNTS.get("faults", 0) + 1
+    add("faults")
     if not _first:
         # The type and place only: a message could hold the application's data.
         trace = error.__traceback__
@@ -34,11 +39,10 @@ def first_fault() -> str:
 
 def take() -> dict[str, int]:
     """Return the increments and start anew."""
-    taken = dict(COUNTS)
-    for name, count in taken.items():
-        left = COUNTS[name] - count
-        if left:
-            COUNTS[name] = left
-        else:
-            del COUNTS[name]
+    taken: dict[str, int] = {}
+    for name, held in list(_COUNTS.items()):
+        count = held[0]
+        held[0] -= count
+        if count:
+            taken[name] = count
     return taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Callable
@@ -15,11 +16,11 @@ Patch = Callable[[ModuleType], None]
 
 
 class _Loader:
-    """The module's own loader, with a patch behind it."""
+    """The module's own loader, with the patches behind it."""
 
-    def __init__(self, loader: Any, patch: Patch) -> None:
+    def __init__(self, loader: Any, name: str) -> None:
         self._loader = loader
-        self._patch = patch
+        self._name = name
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -33,29 +34,38 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        _apply(self._patch, module)
+        for patch in _FINDER.patches.pop(self._name, ()):
+            _apply(patch, module)
 
 
 class _Finder:
-    """Finds nothing itself: asks the other finders, and wraps the loader of the modules we wait for."""
+    """Finds nothing itself: asks the other finders, and wraps the loader of the modules we wait for.
+
+    A module that is looked for may never be loaded (`importlib.util.find_spec`), so its patches stay
+    until it is.
+    """
 
     def __init__(self) -> None:
-        self.patches: dict[str, Patch] = {}
+        self.patches: dict[str, list[Patch]] = {}
+        self._asking: set[tuple[str, int]] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        patch = self.patches.pop(name, None)
-        if patch is None:
+        asking = (name, get_ident())
+        if name not in self.patches or asking in self._asking:
             return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader, patch)  # type: ignore[assignment]
-                return spec
-        self.patches[name] = patch
-        return None
+        self._asking.add(asking)
+        try:
+            for finder in list(sys.meta_path):
+                if finder is self or not hasattr(finder, "find_spec"):
+                    continue
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                        spec.loader = _Loader(spec.loader, name)  # type: ignore[assignment]
+                    return spec
+            return None
+        finally:
+            self._asking.discard(asking)
 
 
 _FINDER = _Finder()
@@ -67,7 +77,7 @@ def after_import(name: str, patch: Patch) -> None:
     if module is not None:
         _apply(patch, module)
         return
-    _FINDER.patches[name] = patch
+    _FINDER.patches.setdefault(name, []).append(patch)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
 
