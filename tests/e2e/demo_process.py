@@ -68,7 +68,9 @@ class DemoProcess:
             stderr=self._stderr,
             start_new_session=True,
             env={**os.environ, "TMPDIR": str(self.temporary), "HOME": str(directory)},
-            **({"user": PLAIN_USER, "group": PLAIN_USER, "extra_groups": []} if plain else {}),
+            user=PLAIN_USER if plain else None,
+            group=PLAIN_USER if plain else None,
+            extra_groups=[] if plain else None,
         )
 
     def wait(self, seconds: float) -> Outcome:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from e2e.demo_process import DemoProcess, Outcome
 
 pytestmark = pytest.mark.e2e

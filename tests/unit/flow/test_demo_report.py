@@ -8,10 +8,13 @@ import pytest
 
 from quayscope.load.demo.report import Observed, build, heaviest_line, share_overlap
 
+Node = dict[str, Any]
 
-def node(name: str, self_value: int = 0, children: tuple[dict[str, Any], ...] = (), **more: Any) -> dict[str, Any]:
+
+def node(name: str, self_value: int = 0, children: tuple[Node, ...] = (), **more: Any) -> Node:
     """One node of a merged tree."""
-    return {"name": name, "kind": "python", "file": "", "line": 0, "self": self_value, "children": children, **more}
+    plain = {"name": name, "kind": "python", "file": "", "line": 0, "self": self_value}
+    return {**plain, "children": children, **more}
 
 
 def test_shares_that_divide_alike_overlap_fully() -> None:
@@ -46,7 +49,8 @@ def test_a_librarys_time_belongs_to_the_application_line_that_called_it() -> Non
 
 def test_a_tree_without_application_frames_names_what_there_is() -> None:
     """Outside the application the first Python frame stands in; an empty tree gives nothing."""
-    assert heaviest_line(node("total", kind="root", children=(node("run", 3, file="/lib/x.py", line=1),)), "/app")
+    library = node("run", 3, file="/lib/x.py", line=1)
+    assert heaviest_line(node("total", kind="root", children=(library,)), "/app") == "x.py:1 run"
     assert heaviest_line(node("total", kind="root"), "/app") == ""
 
 
