@@ -134,12 +134,16 @@ class Database:
         readable, memory = doctor.try_memory(server)
         for capability in (user, kernel, readable):
             self._capabilities.note(capability)
-        statements: StatementSource | None = memory if memory is not None else self._activity
-        self._cpu.enabled = True
-        if not (user.permitted or kernel.permitted):
-            return
+        if user.permitted or kernel.permitted:
+            self._start_sampler(server, memory if memory is not None else self._activity, user, kernel)
+        # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
+        self._cpu.enabled = self._sampler is None
+
+    def _start_sampler(
+        self, server: Postmaster, statements: StatementSource | None, user: Capability, kernel: Capability
+    ) -> None:
         try:
-            self._sampler = NativeSampler(
+            sampler = NativeSampler(
                 server,
                 statements,
                 self._perf,
@@ -157,9 +161,9 @@ class Database:
                 )
             )
             return
-        self._sampler.start()
-        # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
-        self._cpu.enabled = False
+        sampler.start()
+        self._capabilities.note(doctor.priority(sampler.realtime))
+        self._sampler = sampler
 
     def _note_refused(self, sampler: NativeSampler) -> None:
         self._capabilities.note(doctor.coverage(sampler.alive, list(sampler.refused.values())))

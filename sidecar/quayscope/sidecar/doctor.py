@@ -20,8 +20,10 @@ __all__ = [
     "PERF_USER",
     "POSTGRES",
     "READ_MEMORY",
+    "REALTIME",
     "found",
     "not_found",
+    "priority",
     "try_memory",
     "try_perf",
 ]
@@ -30,6 +32,7 @@ PERF_USER = "perf_user"
 PERF_KERNEL = "perf_kernel"
 ALL_BACKENDS = "perf_all_backends"
 READ_MEMORY = "process_vm_readv"
+REALTIME = "realtime_priority"
 POSTGRES = "postgres_process"
 
 _PERF_USER_REMEDY = (
@@ -92,6 +95,14 @@ def try_memory(server: Postmaster) -> tuple[Capability, BackendMemory | None]:
     except OSError as error:
         return Capability(READ_MEMORY, False, _answer(READ_MEMORY, error), _MEMORY_REMEDY), None
     return Capability(READ_MEMORY, True, f"read from process {server.pid}"), memory
+
+
+def priority(refusal: OSError | None) -> Capability:
+    """Report whether statements are read at real-time priority."""
+    if refusal is None:
+        return Capability(REALTIME, True, "sched_setscheduler: SCHED_FIFO")
+    detail = _answer("sched_setscheduler", refusal) + "; short statements are often over before they are read"
+    return Capability(REALTIME, False, detail, "the capability SYS_NICE, or a RLIMIT_RTPRIO of 1")
 
 
 def coverage(sampling: bool, refused: Sequence[str]) -> Capability:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 
 import pytest
 
+from quayscope.sidecar import procfs
 from quayscope.sidecar.targets import CLIENT_BACKEND, backend_type, find_postmasters, postmaster_at
 
 
@@ -28,6 +30,10 @@ from quayscope.sidecar.targets import CLIENT_BACKEND, backend_type, find_postmas
 def test_titles(title: str, kind: str | None) -> None:
     """A process is what its title says; one without a title of its own is not known yet."""
     with subprocess.Popen([title], executable="/bin/cat", stdin=subprocess.PIPE) as child:
+        # The kernel shows a new program's arguments a moment after it has closed our descriptors.
+        deadline = time.monotonic() + 5
+        while not procfs.command_line(child.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
         assert backend_type(child.pid) == kind
         child.communicate(b"")
 
