@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.profile.pprof_schema import PprofProfile, Table, UnpackedProfile
 
 from quayscope.profile import (
     BLOCK,
@@ -26,6 +25,7 @@ from quayscope.profile import (
     UnknownProfileType,
 )
 from quayscope.profile.pprof import decode, encode
+from unit.profile.pprof_schema import PprofProfile, Table, UnpackedProfile
 
 START = 1_790_000_000_000_000_000
 ROOT = Frame("[root]", "", 0, "root")
