@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.native.sampler import NativeSampler
 from quayscope.sidecar.postgres.activity import Activity, Listener
 from quayscope.sidecar.postgres.cpu import ActivityCpu
+from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.statistics import ServerStatistics
 from quayscope.sidecar.postgres.waits import Waits
 from quayscope.sidecar.statements import StatementSource
@@ -56,6 +58,8 @@ class Database:
         self._pids: BackendPids | None = None
         self._directory = ""
         self._sampler: NativeSampler | None = None
+        self._memory: BackendMemory | None = None
+        self._past = Counter[str]()
         self._perf = self._windows("perf", profiles, SECOND_NS // options.hz)
         self._seen = self._windows("activity", profiles, 0)
         self._cpu = ActivityCpu(self._seen, options.service)
@@ -83,6 +87,23 @@ class Database:
                 Capability("pg_stat_activity", False, "no connection string was given", "--postgres-dsn DSN")
             )
         self._find()
+
+    def counts(self) -> dict[str, int]:
+        """Return what went wrong so far: reads of a statement that was none or changed, faults."""
+        counts = Counter(self._past)
+        for name, count in self._current().items():
+            counts[name] += count
+        counts["faults"] += self._activity.faults if self._activity is not None else 0
+        return counts
+
+    def _current(self) -> dict[str, int]:
+        sampler, memory = self._sampler, self._memory
+        return {
+            "statements_torn": memory.torn if memory is not None else 0,
+            "statements_invalid": memory.invalid if memory is not None else 0,
+            "samples_throttled": sampler.throttled if sampler is not None else 0,
+            "faults": sampler.faults if sampler is not None else 0,
+        }
 
     def tick(self) -> None:
         """Notice the server's end or return, and send finished windows."""
@@ -131,11 +152,11 @@ class Database:
 
     def _sample(self, server: Postmaster) -> None:
         user, kernel = doctor.try_perf(server.pid, self._options.hz)
-        readable, memory = doctor.try_memory(server)
+        readable, self._memory = doctor.try_memory(server)
         for capability in (user, kernel, readable):
             self._capabilities.note(capability)
         if user.permitted or kernel.permitted:
-            self._start_sampler(server, memory if memory is not None else self._activity, user, kernel)
+            self._start_sampler(server, self._memory or self._activity, user, kernel)
         # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
         self._cpu.enabled = self._sampler is None
 
@@ -171,4 +192,6 @@ class Database:
     def _stop_sampling(self) -> None:
         if self._sampler is not None:
             self._sampler.close(_STOP_PATIENCE_S)
-            self._sampler = None
+        for name, count in self._current().items():
+            self._past[name] += count
+        self._sampler = self._memory = None

@@ -154,6 +154,12 @@ class Sidecar:
             Reading(f"quayscope.uplink.{name}", "delta", count, "1", {})
             for name, count in self._uplink.take_counts().items()
         ]
+        counts = self._database.counts()
+        counts["faults"] += self._faults + self._uplink.faults + self._captures.faults
+        readings += [
+            Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
+            for name, count in counts.items()
+        ]
         self._meter.emit(readings)
 
     def _say_ready(self) -> None:

@@ -195,6 +195,7 @@ def test_tiers_counters_and_a_python_without_an_agent(
     for name in ("commits", "rollbacks", "sessions", "blocks_read", "blocks_hit"):
         assert {attributes["database"] for attributes, _, _ in metrics[f"postgresql.{name}"]} >= {"postgres"}
     assert metrics["postgresql.io_reads"]
+    assert {value for _, value, _ in metrics["quayscope.sidecar.faults"]} == {0}
     for tier in tiers:
         values = [value for attributes, value, _ in metrics["process.cpu.time"] if attributes["tier"] == tier]
         assert values == sorted(values)

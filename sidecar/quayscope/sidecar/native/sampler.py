@@ -114,6 +114,11 @@ class NativeSampler:
         return self._thread.is_alive()
 
     @property
+    def throttled(self) -> int:
+        """How often the kernel slowed sampling down."""
+        return self._rings.throttled
+
+    @property
     def refused(self) -> Mapping[int, str]:
         """The processes of the server that could not be attached, and why."""
         return dict(self._rings.refused)
