@@ -17,9 +17,10 @@ from flask import Flask, Response, request
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, ForeignRequest
 from quayscope.collector.forward import Forwarder
-from quayscope.collector.limits import MAX_BODY
+from quayscope.collector.limits import MAX_DECOMPRESSED
 from quayscope.collector.query.http import query_blueprint
 from quayscope.collector.receive import Receiver
+from quayscope.collector.receive.body import discard
 from quayscope.collector.receive.grpc import GrpcServer
 from quayscope.collector.receive.http import receive_blueprint
 from quayscope.collector.store import Store
@@ -91,8 +92,6 @@ def create_app(
 ) -> Flask:
     """Return the WSGI application. With `loopback` only loopback names are taken as Host."""
     app = Flask("quayscope.collector", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY
     app.register_blueprint(receive_blueprint(receiver))
     app.register_blueprint(query_blueprint(store, counters, own_version(), forward_queue))
     app.register_blueprint(page_blueprint())
@@ -132,6 +131,8 @@ def create_app(
 
     @app.after_request
     def harden(answer: Response) -> Response:
+        if request.method == "POST":
+            discard(request.environ["wsgi.input"], MAX_DECOMPRESSED)
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Referrer-Policy"] = "no-referrer"
         answer.headers.setdefault("Cache-Control", "no-store")
@@ -175,6 +176,8 @@ class CollectorServer:
                 shutdown_timeout=_STOP_S,
             )
             self._http.max_request_header_size = _MAX_HEADER_BYTES
+            # Above the limit on bodies, so that most refusals say why; one chunk is held in memory whole.
+            self._http.max_request_body_size = MAX_DECOMPRESSED
             self._http.keep_alive_conn_limit = _KEPT_CONNECTIONS
             try:
                 self._http.prepare()

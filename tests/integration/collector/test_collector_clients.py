@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 import pytest
-from integration.collector.running_collector import SECOND, RunningCollector, cpu_profile
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
@@ -26,6 +25,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from integration.collector.running_collector import SECOND, RunningCollector, cpu_profile
 from quayscope.profile.push import encode_push, series_of
 
 PROTOBUF = "application/x-protobuf"

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 from integration.collector.running_collector import RunningCollector, cpu_profile, wait_for
-
 from quayscope.profile import PushFailed
 from quayscope.profile.push import PushClient, encode_push, series_of
 

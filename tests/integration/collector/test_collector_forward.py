@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from integration.collector.running_collector import RunningCollector, cpu_profile, wait_for
 
 CPU = "process_cpu"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import socket
 import time
 
 import pytest
-from integration.collector.running_collector import RunningCollector, cpu_profile
 
+from integration.collector.running_collector import RunningCollector, cpu_profile
 from quayscope.profile.push import PushSeries, encode_push, series_of
 
 CPU = "process_cpu"
@@ -104,6 +105,7 @@ def test_what_is_malformed_gets_a_clear_connect_error(
 
 def test_bodies_past_the_limits_are_refused(shared: RunningCollector) -> None:
     """A gzip bomb, a broken gzip stream and an unknown encoding are errors of their own."""
+    before = shared.get("status")["malformed"]
     bomb = gzip.compress(b"\0" * (65 << 20))
     assert shared.post_push(bomb)[0] == 413
     assert shared.post_push(gzip.compress(b"abc")[:-6])[0] == 400
@@ -113,6 +115,37 @@ def test_bodies_past_the_limits_are_refused(shared: RunningCollector) -> None:
     status, answer = shared.post_push(inner)
     assert status == 400
     assert "unpacks to more" in answer["message"]
+    assert shared.get("status")["malformed"] == before + 5
+
+
+@pytest.mark.parametrize("path", ["/push.v1.PusherService/Push", "/v1/traces", "/ingest?name=a"])
+def test_a_body_past_the_limit_is_413(shared: RunningCollector, path: str) -> None:
+    """More bytes than a request may have are refused with a Connect error, sent whole or in chunks."""
+    for body in (b"x" * (17 << 20), (b"x" * (1 << 20) for _ in range(17))):
+        status, answer, _ = shared.request("POST", path, body, {"Content-Type": "application/x-protobuf"})
+        assert (status, json.loads(answer)["code"]) == (413, "invalid_argument")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_half_a_body_is_never_acknowledged(shared: RunningCollector, chunked: bool) -> None:
+    """A client that goes away amid a body has nothing stored, though its first half reads well."""
+    service = f"half-{chunked}"
+    series = series_of(cpu_profile(service_name=service), "h1")
+    body = encode_push([series])
+    head = (
+        "POST /push.v1.PusherService/Push HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/proto\r\n"
+    )
+    if chunked:
+        payload = f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode() + body + b"\r\n"
+    else:
+        payload = f"{head}Content-Length: {2 * len(body)}\r\n\r\n".encode() + body
+    host, _, port = shared.http.partition("//")[2].partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(payload)
+        client.shutdown(socket.SHUT_WR)
+        answer = client.recv(4096)
+    assert b" 200 " not in answer.split(b"\r\n")[0]
+    assert shared.get("series", match=f"service_name={service}")["series"] == []
 
 
 def test_chunked_bodies_are_read(shared: RunningCollector) -> None:

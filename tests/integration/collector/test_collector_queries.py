@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from integration.collector.running_collector import SECOND, RunningCollector, cpu_profile
 
+from integration.collector.running_collector import SECOND, RunningCollector, cpu_profile
 from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, Profile
 
 CPU = "process_cpu"

@@ -15,7 +15,6 @@ import grpc
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, CollectorError
 from quayscope.collector.limits import MAX_DECOMPRESSED
-from quayscope.collector.receive.body import unpack
 from quayscope.collector.receive.receiver import Receiver
 
 __all__ = ["GrpcServer"]
@@ -53,7 +52,7 @@ class GrpcServer:
         }
         for service, methods in services.items():
             handlers = {
-                name: grpc.unary_unary_rpc_method_handler(self._handler(method))
+                name: grpc.unary_unary_rpc_method_handler(self._handler(receiver, method))
                 for name, method in methods.items()
             }
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -65,10 +64,12 @@ class GrpcServer:
                 f"cannot listen on {shown} for gRPC", next_step="choose another with --grpc-listen"
             ) from error
 
-    def _handler(self, method: Callable[[bytes], bytes]) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+    def _handler(
+        self, receiver: Receiver, method: Callable[[bytes], bytes]
+    ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                return method(unpack(body))
+                return method(receiver.unpacked(body))
             except CollectorError as error:
                 context.abort(_STATUS.get(error.code, grpc.StatusCode.INTERNAL), str(error))
             except Exception:  # gRPC's border: a fault of one request must not reach the others

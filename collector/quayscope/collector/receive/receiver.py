@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import BadRequest, CollectorError
+from quayscope.collector.receive.body import unpack
 from quayscope.collector.receive.ingest import read_ingest
 from quayscope.collector.receive.otlp import read_metrics, read_traces
 from quayscope.collector.receive.push import Refused, read_json, read_profiles, read_protobuf
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Receiver:
-    """Takes unpacked bodies. Each method returns the answer's bytes once everything is on disk.
+    """Takes bodies, unpacked by `unpacked`. Each method returns the answer once everything is on disk.
 
     All raise `BadRequest` for what cannot be kept, and `Overloaded` or `StoreUnavailable` for what
     is worth sending again.
@@ -32,6 +33,18 @@ class Receiver:
     def __init__(self, store: Store, counters: Counters) -> None:
         self._store = store
         self._counters = counters
+
+    def unpacked(self, data: bytes, encoding: str = "") -> bytes:
+        """Return a body without its compression; count it where that fails."""
+        try:
+            return unpack(data, encoding)
+        except CollectorError:
+            self.unreadable()
+            raise
+
+    def unreadable(self) -> None:
+        """Count a request whose body could not even be read."""
+        self._counters.add("malformed")
 
     def push(self, body: bytes, *, is_json: bool) -> bytes:
         """Store a push.v1 request. Malformed profiles are refused by name, their neighbours stored."""

@@ -128,9 +128,10 @@ class Writer:
             else:
                 self._acknowledge(works, staged)
                 return
-        refused = sum(len(work.profiles) for work in works)
-        self._counters.add("refused", refused)
         for work in works:
+            self._counters.add("refused", len(work.profiles))
+            self._counters.add("spans_refused", sum(entry.spans for entry in work.spans))
+            self._counters.add("points_refused", sum(len(entry.points) for entry in work.metrics))
             refusal = StoreUnavailable("the store could not keep this", next_step="send again later")
             refusal.__cause__ = failure
             work.ticket.resolve(refusal)
