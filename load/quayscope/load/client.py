@@ -125,6 +125,7 @@ class Client:
         # The wheels of pycurl bring their own OpenSSL, which looks elsewhere for authorities.
         self._ca_file = ca_file or ssl.get_default_verify_paths().cafile
         self._timer = Timer()
+        self._armed_ns = 0
         self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._timer.descriptor, select.EPOLLIN)
@@ -174,7 +175,9 @@ class Client:
         now = monotonic_ns()
         timeout = 0.0
         if until_ns > now:
-            self._timer.arm(until_ns)
+            if until_ns != self._armed_ns:
+                self._timer.arm(until_ns)
+                self._armed_ns = until_ns
             timeout = -1.0 if self._curl_due_ns is None else max(0.0, (self._curl_due_ns - now) / 1e9)
         for descriptor, event in self._epoll.poll(timeout, EVENTS):
             if descriptor in self._active:
