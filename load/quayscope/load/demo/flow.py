@@ -32,6 +32,8 @@ WORKERS = 2
 WINDOW_SECONDS = 10
 """Profiles are cut on these Unix boundaries; the last window is complete a little after its end."""
 WINDOW_GRACE_SECONDS = 4.5
+LEDGER_SECONDS = 2.2
+"""How long after its last request a worker may take to write its account."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class _Demo:
         if not result.exists():
             raise DemoError(f"the load driver {driver.how_it_ended()}", log=driver.tail())
         load = json.loads(result.read_text())
-        self._wait_for_whole_second()
+        time.sleep(LEDGER_SECONDS)
         end = self._wait_for_whole_second()
         after = ledger_cpu(self._directory)
         return Observed(
