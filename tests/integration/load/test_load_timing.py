@@ -58,7 +58,7 @@ def test_the_driver_says_how_late_it_was(server: Any, driver: Any) -> None:
 
 
 def test_a_frozen_server_shows_in_the_latencies(server: Any, driver: Any) -> None:
-    """The server stands still for 1 s: requests due meanwhile count their wait, and the driver is not late."""
+    """The server stands still for 1 s: requests due meanwhile count their wait; the driver is not late."""
     process = driver.start(get(100), "--duration=2.5s")
     wait_for_arrivals(server, 30)
     os.kill(server.process.pid, signal.SIGSTOP)
