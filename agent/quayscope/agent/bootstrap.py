@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["install", "wanted"]
 
+WORKERS = {
+    "gunicorn.workers.base_async": "AsyncWorker",  # gevent and eventlet
+    "gunicorn.workers.gthread": "ThreadWorker",
+    "gunicorn.workers.sync": "SyncWorker",
+}
+"""Where each worker class handles one request: the method `handle_request`."""
+
 _agent: WorkerAgent | None = None
 
 
@@ -63,14 +70,31 @@ def _patch_gunicorn(module: ModuleType) -> None:
     def load_wsgi(self: Any, *arguments: Any, **named: Any) -> Any:
         result = plain_load(self, *arguments, **named)
         try:
-            if _agent is not None:
-                self.wsgi = _agent.border(self.wsgi)
+            if _agent is not None and _speaks_wsgi(self):
+                _serve(self, _agent)
         except Exception as error:  # noqa: BLE001 - the border to somebody else's process
             fault(error)
         return result
 
     worker_class.init_process = init_process
     worker_class.load_wsgi = load_wsgi
+
+
+def _speaks_wsgi(worker: Any) -> bool:
+    """Whether this is one of gunicorn's WSGI workers: others are given an ASGI callable."""
+    return any(base.__module__ in WORKERS for base in type(worker).__mro__)
+
+
+def _serve(worker: Any, agent: WorkerAgent) -> None:
+    application, plain_run = worker.wsgi, worker.run
+    worker.wsgi = agent.border.around_application(application)
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        # Only now: the application's own hooks have run, and may have set up tracing.
+        agent.trace(application)
+        return plain_run(*arguments, **named)
+
+    worker.run = run
 
 
 def _start() -> None:
@@ -85,11 +109,18 @@ def _start() -> None:
         agent = WorkerAgent(read(os.environ))
         after_import("psycopg2", lambda module: patch_psycopg2(module, agent.stalls))
         after_import("flask.app", _patch_flask)
+        for name, worker_class in WORKERS.items():
+            after_import(name, lambda module, found=worker_class: _patch_worker(module, found, agent))  # type: ignore[misc]
         agent.start()
         atexit.register(_stop)
         _agent = agent
     except Exception as error:  # noqa: BLE001 - the border to somebody else's process
         fault(error)
+
+
+def _patch_worker(module: ModuleType, name: str, agent: WorkerAgent) -> None:
+    worker_class: Any = getattr(module, name)
+    worker_class.handle_request = agent.border.around_worker(worker_class.handle_request)
 
 
 def _stop() -> None:

@@ -1,4 +1,4 @@
-"""The request that is running: a mutable object in a context variable, set around the WSGI call.
+"""The request that is running: a mutable object in a context variable, set while its worker handles it.
 
 It does not depend on OpenTelemetry or on what a trace's sampling decided. Its endpoint is unknown when
 it begins; samples point to the object, and the endpoint is read when records are written.
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from quayscope.agent.faults import fault
 
-__all__ = ["CURRENT", "Request", "WsgiBorder"]
+__all__ = ["CURRENT", "Border", "Request"]
 
 NO_ROUTE = "(no route)"
 _HEX = frozenset("0123456789abcdef")
@@ -35,8 +35,8 @@ class Request:
         "trace_id",
     )
 
-    def __init__(self, method: str) -> None:
-        self.method = method
+    def __init__(self) -> None:
+        self.method = ""
         self.rule = ""
         self.trace_id = ""
         self.span_id = ""
@@ -57,10 +57,86 @@ CURRENT: ContextVar[Request | None] = ContextVar("quayscope_request", default=No
 """The request that the running greenlet or thread works on."""
 
 
-def begin(environ: dict[str, Any]) -> Request:
-    """Return a request for a WSGI environment, with what the W3C headers say."""
+class Border:
+    """Stands around a worker's handling of a request, and around the application's WSGI callable inside it.
+
+    The worker's side begins and ends the request, so that parsing its environment and sending its answer
+    belong to it; the application's side learns who it is. Neither touches the answer itself.
+    """
+
+    def __init__(self, began: Callable[[], None], finished: Callable[[Request], None]) -> None:
+        self._began = began
+        self._finished = finished
+
+    def around_worker(self, handle: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a worker class's `handle_request` with a request around it."""
+
+        def handle_request(*arguments: Any, **named: Any) -> Any:
+            request = self._begin()
+            try:
+                return handle(*arguments, **named)
+            finally:
+                if request is not None:
+                    self._end(request)
+
+        return handle_request
+
+    def around_application(self, application: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the application's WSGI callable, telling the request in the context what it is."""
+        return _Application(application)
+
+    def _begin(self) -> Request | None:
+        try:
+            self._began()
+            request = Request()
+            CURRENT.set(request)
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            fault(error)
+            return None
+        return request
+
+    def _end(self, request: Request) -> None:
+        try:
+            CURRENT.set(None)
+            if request.method:  # else the worker refused it before the application saw it
+                self._finished(request)
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            fault(error)
+
+
+class _Application:
+    """The application's callable; whoever asks it for an attribute gets the application's."""
+
+    def __init__(self, application: Callable[..., Any]) -> None:
+        self._application = application
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._application, name)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        request = CURRENT.get()
+        if request is None:
+            return self._application(environ, start_response)
+        try:
+            _describe(request, environ)
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            fault(error)
+
+        def started(status: str, *arguments: Any, **named: Any) -> Any:
+            request.status = int(status[:3]) if status[:3].isdecimal() else 0
+            return start_response(status, *arguments, **named)
+
+        try:
+            return self._application(environ, started)
+        except BaseException:
+            request.status = request.status or 500
+            raise
+
+
+def _describe(request: Request, environ: dict[str, Any]) -> None:
+    """Note what the WSGI environment and the W3C headers in it say."""
     method = str(environ.get("REQUEST_METHOD", ""))[:16]
-    request = Request(method if method.isalpha() else "?")
+    request.method = method if method.isalpha() else "?"
     parent = environ.get("HTTP_TRACEPARENT", "")
     if len(parent) >= 55 and parent[2] == parent[35] == "-" and _HEX.issuperset(parent[3:35] + parent[36:52]):
         request.trace_id = parent[3:35]
@@ -71,73 +147,3 @@ def begin(environ: dict[str, Any]) -> Request:
             request.run = unquote(value.partition(";")[0].strip())[:64]
         elif key == "phase":
             request.phase = unquote(value.partition(";")[0].strip())[:64]
-    return request
-
-
-class WsgiBorder:
-    """Stands around an application's WSGI callable and says when a request begins and ends."""
-
-    def __init__(self, application: Callable[..., Any], finished: Callable[[Request], None]) -> None:
-        self._application = application
-        self._finished = finished
-
-    def __getattr__(self, name: str) -> Any:
-        """Look like the application to whoever asks it for an attribute."""
-        return getattr(self._application, name)
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        """Call the application with the request in the context; its errors pass through untouched."""
-        try:
-            request = begin(environ)
-            CURRENT.set(request)
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
-            return self._application(environ, start_response)
-
-        def started(status: str, *arguments: Any, **named: Any) -> Any:
-            request.status = int(status[:3]) if status[:3].isdecimal() else 0
-            return start_response(status, *arguments, **named)
-
-        try:
-            body = self._application(environ, started)
-        except BaseException:
-            request.status = request.status or 500
-            self._end(request)
-            raise
-        wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(wrapper, type) and isinstance(body, wrapper):
-            # The server sends such a body by sendfile if it recognises its class: leave it alone.
-            self._end(request)
-            return body
-        return _Body(body, request, self._end)
-
-    def _end(self, request: Request) -> None:
-        try:
-            if CURRENT.get() is request:
-                CURRENT.set(None)
-            self._finished(request)
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
-
-
-class _Body:
-    """A response body that says when it is closed; iteration is the body's own."""
-
-    def __init__(self, body: Any, request: Request, end: Callable[[Request], None]) -> None:
-        self._body = body
-        self._request: Request | None = request
-        self._end = end
-
-    def __iter__(self) -> Any:
-        return iter(self._body)
-
-    def close(self) -> None:
-        """Close the body, then end the request, once."""
-        try:
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
-        finally:
-            request, self._request = self._request, None
-            if request is not None:
-                self._end(request)

@@ -1,28 +1,47 @@
 """CPU profile of one worker: a timer signal on the main thread, weighted by measured CPU.
 
 The timer counts the process's CPU time, so an idle worker takes no samples. The handler reads the
-interrupted frame and the request of the running greenlet. A call into C delays it: hence each sample
-weighs the CPU used since the one before, never the nominal period.
+interrupted frame and the request of the running greenlet. A long call into C delays it, and a sample that
+weighed all CPU since the one before would then take over what ran before the call: requests of a few
+milliseconds would lose to their long neighbours. So the clock is also read when a request begins and ends:
+each endpoint's CPU is exact, and what no sample of a request covered is kept for the next sample of the
+same endpoint, whose stack stands for it, without claiming its trace.
 """
 
 from __future__ import annotations
 
+import _thread
 import signal
 import time
 from types import FrameType
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from quayscope.agent.context import CURRENT, Request
 from quayscope.agent.faults import add, fault
 from quayscope.agent.frames import Key, Stacker
 from quayscope.agent.slots import MAX_KEYS, Slots
 
-__all__ = ["OTHER_THREADS", "CpuSampler"]
+__all__ = ["BETWEEN_SAMPLES", "OTHER_THREADS", "About", "CpuSampler", "Endpoint"]
 
 OTHER_THREADS: Key = ()
 """The stack of CPU that threads other than the main one used: measured, seen from afar."""
+BETWEEN_SAMPLES: Key = (0,)
+"""The stack of CPU for which no sample of its endpoint came in time."""
 _OTHER_LEAST_NS = 1_000_000
+_WAITS_NS = 50_000_000
+_KEEP_S = 5
+"""How long CPU waits for a sample of its endpoint: it must not leave its ten-second window often."""
 
+
+class Endpoint(NamedTuple):
+    """What CPU of several requests has in common, where it is no one request's."""
+
+    endpoint: str
+    run: str
+    phase: str
+
+
+About = Union[Request, Endpoint, None]
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]
 
 
@@ -32,15 +51,21 @@ class CpuSampler:
     def __init__(self, stacker: Stacker, hz: int) -> None:
         self._stacker = stacker
         self._period = 1.0 / hz
-        self.samples: Slots[tuple[Request | None, Key], list[int]] = Slots()
+        self.samples: Slots[tuple[About, Key], list[int]] = Slots()
+        self._unsampled: dict[Endpoint, list[int]] = {}  # nanoseconds, Unix second of the first
+        self._nobodys_ns = 0
+        self._main = 0
         self._thread_ns = 0
         self._process_ns = 0
+        self._process_thread_ns = 0
         self._previous: Handler = None
         self.running = False
 
     def start(self) -> None:
         """Arm the timer. An earlier handler of the signal is kept and still called."""
-        self._thread_ns = time.thread_time_ns()
+        # The kernel's: gevent's `get_ident` tells greenlets apart.
+        self._main = _thread.get_native_id()
+        self._thread_ns = self._process_thread_ns = time.thread_time_ns()
         self._process_ns = time.process_time_ns()
         self._previous = signal.signal(signal.SIGPROF, self._sample)
         signal.siginterrupt(signal.SIGPROF, False)
@@ -57,28 +82,65 @@ class CpuSampler:
         previous = self._previous
         signal.signal(signal.SIGPROF, previous if callable(previous) else signal.SIG_IGN)
 
-    def unsampled_ns(self) -> int:
-        """Return the CPU that this process used since the last sample."""
-        return max(0, time.process_time_ns() - self._process_ns)
+    def begin(self) -> None:
+        """Note that a request begins: the CPU up to now was no request's (the server's own)."""
+        if self._on_main_thread():
+            self._nobodys_ns += self._settle()
+
+    def end(self, request: Request) -> None:
+        """Note that a request has ended, on its own greenlet or thread."""
+        if not self._on_main_thread():
+            return
+        spent = self._settle()
+        request.busy_ns += spent
+        held = self._unsampled.setdefault(
+            Endpoint(request.endpoint, request.run, request.phase), [0, int(time.time())]
+        )
+        held[0] += spent
+
+    def _on_main_thread(self) -> bool:
+        return self.running and _thread.get_native_id() == self._main
+
+    def waits(self) -> bool:
+        """Whether CPU was used that no sample came for: the main thread waits while others work."""
+        return self.running and time.process_time_ns() - self._process_ns > _WAITS_NS
+
+    def _settle(self) -> int:
+        """Return the main thread's CPU since the clock was last read here."""
+        while True:
+            before = self._thread_ns
+            now = time.thread_time_ns()
+            if self._thread_ns == before:  # else a sample came between the two
+                self._thread_ns = now
+                return now - before
+
+    def flush(self, *, everything: bool) -> None:
+        """Give up waiting for samples of endpoints that had CPU some seconds ago: write it as it is."""
+        oldest = int(time.time()) + (1 if everything else -_KEEP_S)
+        for endpoint in [name for name, held in self._unsampled.items() if held[1] < oldest]:
+            self._add(self.samples.now(), (endpoint, BETWEEN_SAMPLES), self._unsampled.pop(endpoint)[0], 0)
+        if everything:
+            rest, self._nobodys_ns = self._nobodys_ns + self._settle(), 0
+            self._add(self.samples.now(), (None, BETWEEN_SAMPLES), rest, 0)
+            self._add_other_threads(self.samples.now())
 
     def _sample(self, number: int, frame: FrameType | None) -> None:
         try:
             now = time.thread_time_ns()
             spent = now - self._thread_ns
             self._thread_ns = now
-            process = time.process_time_ns()
-            other = process - self._process_ns - spent
-            self._process_ns = process
             request = CURRENT.get()
             table = self.samples.now()
-            self._add(table, (request, self._stacker.take(frame)), spent)
-            if request is not None:
+            key = self._stacker.take(frame)
+            if request is None:
+                spent += self._nobodys_ns
+                self._nobodys_ns = 0
+            else:
                 request.busy_ns += spent
-            if other >= _OTHER_LEAST_NS:
-                self._add(table, (None, OTHER_THREADS), other)
-            elif other > 0:
-                # Too little to tell from the clocks' own difference: it stays for the next sample.
-                self._process_ns -= other
+                if request.rule:
+                    self._stand_for(table, request, key)
+            self._add(table, (request, key), spent, 1)
+            self._add_other_threads(table)
             add("samples")
             add("cpu_ns", time.thread_time_ns() - now)
         except Exception as error:  # noqa: BLE001 - the border to somebody else's process
@@ -87,15 +149,29 @@ class CpuSampler:
         if callable(previous):
             previous(number, frame)
 
+    def _stand_for(self, table: dict[tuple[About, Key], list[int]], request: Request, key: Key) -> None:
+        """Give this stack the CPU of its endpoint that no sample covered."""
+        endpoint = Endpoint(request.endpoint, request.run, request.phase)
+        held = self._unsampled.pop(endpoint, None)
+        if held is not None and held[0]:
+            self._add(table, (endpoint, key), held[0], 0)
+
+    def _add_other_threads(self, table: dict[tuple[About, Key], list[int]]) -> None:
+        process, thread = time.process_time_ns(), time.thread_time_ns()
+        other = (process - self._process_ns) - (thread - self._process_thread_ns)
+        if other >= _OTHER_LEAST_NS:  # less cannot be told from the two clocks' difference
+            self._add(table, (None, OTHER_THREADS), other, 1)
+            self._process_ns, self._process_thread_ns = process, thread
+
     @staticmethod
     def _add(
-        table: dict[tuple[Request | None, Key], list[int]], key: tuple[Request | None, Key], spent: int
+        table: dict[tuple[About, Key], list[int]], key: tuple[About, Key], spent: int, count: int
     ) -> None:
         held = table.get(key)
         if held is not None:
             held[0] += spent
-            held[1] += 1
+            held[1] += count
         elif len(table) < MAX_KEYS:
-            table[key] = [spent, 1]
+            table[key] = [spent, count]
         else:
             add("records_dropped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Iterable
 from types import CodeType, FrameType
 
 __all__ = ["MAX_DEPTH", "FrameTable", "Key", "Stacker"]
@@ -12,9 +13,18 @@ Key = tuple[int, ...]
 """A stack as (id of code, offset of instruction) pairs, leaf first: cheap to take and to hash."""
 
 MAX_DEPTH = 256
-_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120 - pathlib is slow to import
+"""Frames of a stack, counted from the leaf; deeper ones are cut and marked."""
 MAX_CODES = 50_000
 """Distinct functions remembered; a service has some thousands."""
+AGENT = "[quayscope agent]"
+"""Root of stacks that are the agent's own work."""
+TRUNCATED = "[truncated]"
+"""Root of stacks that are cut before their root."""
+FORGOTTEN = "[forgotten]"
+"""Stands for a function that was forgotten before its sample was written."""
+# As it stands in co_filename, so not made absolute.
+_PACKAGE = os.path.dirname(__file__)  # noqa: PTH120 - pathlib is slow to import
+_OWN = (_PACKAGE + os.sep, os.path.join(os.path.dirname(_PACKAGE), "profile") + os.sep)  # noqa: PTH118, PTH120
 
 
 class Stacker:
@@ -79,15 +89,25 @@ class FrameTable:
         self._sent = 0
 
     def resolve(self, key: Key) -> list[int]:
-        """Return the frame ids of a stack, root first, the agent's own frames left out."""
-        ids: list[int] = []
+        """Return the frame ids of a stack, root first.
+
+        The agent's own frames are left out; a stack that begins with them is its own work, and says so.
+        """
+        ids: list[int] = [self.root(TRUNCATED)] if len(key) >= 2 * MAX_DEPTH else []
         codes, tables, known = self._stacker.codes, self._lines, self._ids
-        for index in range(len(key) - 2, -1, -2):
+        last = len(key) - 2
+        for index in range(last, -1, -2):
             number = key[index]
             table = tables.get(number)
             if table is None:
-                table = tables[number] = _Lines(codes[number])
+                code = codes.get(number)
+                if code is None:
+                    ids.append(self.root(FORGOTTEN))
+                    continue
+                table = tables[number] = _Lines(code)
             if table.own:
+                if index == last:
+                    ids.append(self.root(AGENT))
                 continue
             line = table.at(key[index + 1])
             frame_id = known.get((number, line))
@@ -97,7 +117,7 @@ class FrameTable:
                 name = getattr(code, "co_qualname", code.co_name)
                 self._definitions.append((frame_id, name, code.co_filename, line))
             ids.append(frame_id)
-        return ids or [self.root("[quayscope agent]")]
+        return ids or [self.root(AGENT)]
 
     def root(self, name: str) -> int:
         """Return the id of a frame that stands for something without code."""
@@ -119,11 +139,18 @@ class FrameTable:
         """Define everything again: a new reader knows nothing."""
         self._sent = 0
 
-    def forget_if_large(self) -> bool:
-        """Start anew when too many functions were seen (generated code); returns whether it did."""
+    def forget_if_large(self, unwritten: Iterable[Key] = ()) -> bool:
+        """Start anew when too many functions were seen (generated code); returns whether it did.
+
+        The functions of stacks that are still `unwritten` stay: their ids must not go to others.
+        """
         if len(self._stacker.codes) <= MAX_CODES:
             return False
-        self._stacker.codes = {}
+        before, self._stacker.codes = self._stacker.codes, {}
+        for key in unwritten:
+            for number in key[::2]:
+                if number in before:
+                    self._stacker.codes[number] = before[number]
         self._lines.clear()
         self._ids.clear()
         self._definitions.clear()

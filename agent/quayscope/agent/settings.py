@@ -16,6 +16,7 @@ __all__ = [
     "TRACING",
     "Settings",
     "read",
+    "switched_off",
 ]
 
 AGENT = "QUAYSCOPE_AGENT"
@@ -62,7 +63,7 @@ def read(environment: Mapping[str, str]) -> Settings:
     hz = environment.get(HZ, "")
     return Settings(
         socket=environment.get(SOCKET) or DEFAULT_SOCKET,
-        hz=min(max(int(hz), 1), MAX_HZ) if hz.isdecimal() else DEFAULT_HZ,
+        hz=min(max(int(hz), 1), MAX_HZ) if hz.isdecimal() and len(hz) < 10 else DEFAULT_HZ,
         service_name=environment.get(SERVICE_NAME) or environment.get("OTEL_SERVICE_NAME") or "quay-app",
         role=environment.get(ROLE) or "web",
         tracing=not _off(environment, TRACING),

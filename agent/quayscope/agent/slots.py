@@ -41,7 +41,7 @@ class Slots(Generic[K, V]):
         # Copies: a thread that was interrupted between `now` and its addition may still hold a table.
         return [(second, dict(self._tables.pop(second))) for second in done]
 
-    def keys(self) -> list[K]:
+    def waiting(self) -> list[K]:
         """Return the keys of all tables that were not taken yet."""
         return [key for table in list(self._tables.values()) for key in list(table)]
 

@@ -23,6 +23,7 @@ __all__ = ["StallTimer", "patch_psycopg2"]
 CONNECT = "[connect]"
 LONGEST_STATEMENT = 8_000
 """Longer texts (bulk inserts) are named by their beginning."""
+_MIXED = "_quayscope_mixed"
 
 
 class StallTimer:
@@ -99,22 +100,21 @@ def patch_psycopg2(module: ModuleType, timer: StallTimer) -> None:
 
 def _mixer(base: type, timed: type) -> Callable[[Any], Any]:
     """Return a function that puts `timed` between a class derived from the driver's `base` and the driver."""
-    made: dict[type, type] = {base: timed}
 
     def mix(factory: Any) -> Any:
-        if factory is None:
+        if factory is None or factory is base:
             return timed
         if not isinstance(factory, type) or not issubclass(factory, base) or issubclass(factory, timed):
             return factory
-        mixed = made.get(factory)
+        # Kept on the class itself: OpenTelemetry makes one for each connection, and both must go together.
+        mixed = factory.__dict__.get(_MIXED)
         if mixed is None:
             try:
                 mixed = type(factory.__name__, (factory, timed), {"__module__": factory.__module__})
+                setattr(factory, _MIXED, mixed)
             except TypeError as error:
                 fault(error)
                 return factory
-            if len(made) < 1000:  # classes made anew for each connection must not pile up
-                made[factory] = mixed
         return mixed
 
     return mix
@@ -181,8 +181,13 @@ def _timed_cursor(base: type, timer: StallTimer) -> type:
 
 
 def _prepare(timer: StallTimer, cursor: Any, query: Any, parameters: bool) -> tuple[str, Any]:
-    """Return the statement's text and what to send: the same query with our comment in front."""
+    """Return the statement's text and what to send: the same query with our comment in front.
+
+    An empty one stays empty, so that the driver refuses it as it does without us.
+    """
     try:
+        if isinstance(query, (str, bytes)) and not query.strip():
+            return "[empty]", query
         if isinstance(query, str):
             return query, timer.comment(parameters) + query
         if isinstance(query, bytes):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from quayscope.agent.context import CURRENT
@@ -16,12 +17,15 @@ from quayscope.profile.statement import normalize
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["SpanKeeper", "start_tracing", "trace_application"]
+__all__ = ["SpanKeeper", "span_rows", "start_tracing"]
 
 MAX_SPANS = 4_096
 """Finished spans kept until they are written, at most once a second."""
 _STATEMENT_KEYS = ("db.statement", "db.query.text")
+_ADDRESS_KEYS = ("http.target", "http.url", "url.full")
+_QUERY_KEYS = ("url.query", "db.statement.parameters")
 _MAX_TEXT = 1_000
+_MIDDLEWARES = 16
 
 
 class SpanKeeper:
@@ -34,7 +38,7 @@ class SpanKeeper:
         """Note the ids of a request's own span."""
         try:
             request = CURRENT.get()
-            if request is not None and span.kind.name == "SERVER":
+            if request is not None and not request.span_id and span.kind.name == "SERVER":
                 context = span.get_span_context()
                 request.trace_id = format(context.trace_id, "032x")
                 request.span_id = format(context.span_id, "016x")
@@ -58,17 +62,23 @@ class SpanKeeper:
         """Do nothing: there is nothing to wait for."""
         return True
 
-    def take(self) -> dict[str, list[list[Any]]]:
-        """Return the finished spans as rows for a record, by instrumentation scope."""
-        scopes: dict[str, list[list[Any]]] = {}
+    def take(self) -> dict[str, list[ReadableSpan]]:
+        """Return the finished spans by instrumentation scope; `span_rows` turns them into what is written."""
+        scopes: dict[str, list[ReadableSpan]] = {}
         while self._finished:
             span = self._finished.popleft()
-            try:
-                scope = span.instrumentation_scope
-                scopes.setdefault(scope.name if scope else "", []).append(_row(span))
-            except Exception as error:  # noqa: BLE001 - one odd span must not cost the others
-                fault(error)
+            scope = span.instrumentation_scope
+            scopes.setdefault(scope.name if scope else "", []).append(span)
         return scopes
+
+
+def span_rows(spans: list[ReadableSpan]) -> Iterator[list[Any]]:
+    """Yield a row a span, made when it is asked for: a second's spans at once would hold up the hub."""
+    for span in spans:
+        try:
+            yield _row(span)
+        except Exception as error:  # noqa: BLE001 - one odd span must not cost the others
+            fault(error)
 
 
 def _row(span: ReadableSpan) -> list[Any]:
@@ -93,6 +103,10 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
     for key, value in (span.attributes or {}).items():
         if key in _STATEMENT_KEYS:
             kept[key] = normalize(str(value)[: 8 * _MAX_TEXT]).text[:_MAX_TEXT]
+        elif key in _QUERY_KEYS:
+            continue  # a query string may hold a token
+        elif key in _ADDRESS_KEYS:
+            kept[key] = str(value).partition("?")[0][:_MAX_TEXT]
         elif isinstance(value, str):
             kept[key] = value[:_MAX_TEXT]
         elif isinstance(value, (bool, int, float)):
@@ -100,8 +114,12 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
     return kept
 
 
-def start_tracing() -> SpanKeeper | None:
-    """Stand beside the application's provider, or set one up; None where there is no SDK."""
+def start_tracing(application: Any) -> SpanKeeper | None:
+    """Stand beside the application's provider, or set one up; None where there is no SDK.
+
+    To be called when the application is loaded and has had its chance to set up its own: a provider is
+    set once. Only with ours, psycopg2 and the Flask application are instrumented.
+    """
     try:
         from opentelemetry import trace
         from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -117,6 +135,7 @@ def start_tracing() -> SpanKeeper | None:
     provider.add_span_processor(keeper)
     if not theirs:
         _instrument_psycopg2()
+        _instrument_flask(application)
     assert isinstance(keeper, SpanKeeper)
     return keeper
 
@@ -130,16 +149,28 @@ def _instrument_psycopg2() -> None:
     Psycopg2Instrumentor().instrument(skip_dep_check=True, enable_commenter=False)
 
 
-def trace_application(application: Any) -> None:
-    """Instrument a Flask application that is not yet, before its first request."""
-    flask = sys.modules.get("flask")
-    if flask is None or not isinstance(application, flask.Flask):
-        return
-    if getattr(application, "_is_instrumented_by_opentelemetry", False):
+def _instrument_flask(application: Any) -> None:
+    """Instrument the Flask application behind a WSGI callable, unless it is already."""
+    flask_application = _find_flask(application)
+    if flask_application is None or getattr(flask_application, "_is_instrumented_by_opentelemetry", False):
         return
     try:
         from opentelemetry.instrumentation.flask import FlaskInstrumentor
     except ImportError:
         return
     instrument_app: Any = FlaskInstrumentor().instrument_app
-    instrument_app(application)
+    instrument_app(flask_application)
+
+
+def _find_flask(application: Any) -> Any:
+    """Return the Flask application inside the middlewares around it, or None."""
+    flask = sys.modules.get("flask")
+    for _ in range(_MIDDLEWARES):
+        if flask is None or application is None:
+            return None
+        if isinstance(application, flask.Flask):
+            return application
+        # Where middlewares keep what they stand around; a bound method's object is the application.
+        names = ("app", "application", "wsgi_app", "_app", "__wrapped__", "__self__")
+        application = next((found for name in names if (found := getattr(application, name, None))), None)
+    return None

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Callable
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Callable
 
 from quayscope.agent import faults
-from quayscope.agent.context import Request, WsgiBorder
-from quayscope.agent.cpu import OTHER_THREADS, CpuSampler
+from quayscope.agent.context import Border, Request
+from quayscope.agent.cpu import BETWEEN_SAMPLES, OTHER_THREADS, About, CpuSampler, Endpoint
 from quayscope.agent.frames import FrameTable, Key, Stacker
 from quayscope.agent.records import RecordWriter, encode, packets
 from quayscope.agent.requests import RequestCounter
 from quayscope.agent.settings import Settings
 from quayscope.agent.stalls import StallTimer
-from quayscope.agent.tracing import SpanKeeper, start_tracing, trace_application
+from quayscope.agent.tracing import SpanKeeper, span_rows, start_tracing
+
+if TYPE_CHECKING:
+    import threading
 
 __all__ = ["WorkerAgent"]
 
@@ -27,6 +32,8 @@ PAUSE_S = 0.002
 LAST_WORDS_S = 0.2
 """How long the end of a worker may be held up for its last records."""
 STACKS_A_PACKET = 25
+SLICE_NS = 1_000_000
+"""How long stacks are named in one go: other greenlets wait meanwhile."""
 REFUSED_TRIES = 5
 
 
@@ -40,8 +47,11 @@ class WorkerAgent:
         self.stalls = StallTimer(self._stacker, comment=settings.sql_comment)
         self._requests = RequestCounter()
         self._cpu = CpuSampler(self._stacker, settings.hz)
+        self.border = Border(self._cpu.begin, self._finished)
         self._spans: SpanKeeper | None = None
         self._writer: RecordWriter | None = None
+        self._writing: Iterator[bool] = iter(())
+        self._thread: threading.Thread | None = None
         self._known_connections = 0
         self._stopped = False
         self._fault_said = False
@@ -61,21 +71,27 @@ class WorkerAgent:
         }
         self._writer = RecordWriter(self._settings.socket, hello)
         self.stalls.running = True
-        if self._settings.tracing:
-            self._guard(self._start_tracing)
+        os.register_at_fork(after_in_child=self._leave)
         self._guard(self._cpu.start)
         self._guard(self._start_writing)
 
-    def _start_tracing(self) -> None:
-        self._spans = start_tracing()
+    def trace(self, application: Callable[..., Any]) -> None:
+        """Begin with spans: the application is loaded, and about to serve its first request."""
+        if self._settings.tracing:
+            self._guard(lambda: self._start_tracing(application))
 
-    def border(self, application: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the application's WSGI callable with the request border around it."""
-        if isinstance(application, WsgiBorder):
-            return application
-        if self._spans is not None:
-            self._guard(lambda: trace_application(application))
-        return WsgiBorder(application, self._requests.finished)
+    def _start_tracing(self, application: Callable[..., Any]) -> None:
+        self._spans = start_tracing(application)
+
+    def _leave(self) -> None:
+        """In a child of the worker gather nothing: nobody writes there. It inherits no timer."""
+        self.stalls.running = self._cpu.running = False
+        for slots in (self.stalls.stalls, self._cpu.samples, self._requests.rows):
+            slots.clear()
+
+    def _finished(self, request: Request) -> None:
+        self._cpu.end(request)
+        self._requests.finished(request)
 
     def stop(self) -> None:
         """Disarm the timer and write the last records, within a bounded time. May be called twice."""
@@ -85,12 +101,14 @@ class WorkerAgent:
         self._guard(self._end)
 
     def _end(self) -> None:
-        unsampled = self._cpu.unsampled_ns()
+        self._cpu.flush(everything=True)
         self._cpu.stop()
         self.stalls.running = False
-        faults.add("unsampled_ns", unsampled)
         deadline = time.monotonic() + LAST_WORDS_S
-        for accepted in self._write(everything=True):
+        if self._thread is not None:
+            self._thread.join(LAST_WORDS_S / 2)
+        # What the writer had begun with comes first.
+        for accepted in chain(self._writing, self._write(everything=True)):
             if time.monotonic() > deadline:
                 break
             if not accepted:
@@ -114,7 +132,22 @@ class WorkerAgent:
             return
         import threading
 
-        threading.Thread(target=self._keep_writing, args=(time.sleep,), name="quayscope", daemon=True).start()
+        self._thread = threading.Thread(target=self._write_in_thread, name="quayscope", daemon=True)
+        self._thread.start()
+
+    def _write_in_thread(self) -> None:
+        # The timer's signal is for the main thread. Where that waits, the kernel gives it to a working one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+        self._keep_writing(self._sleep_in_thread)
+
+    def _sleep_in_thread(self, seconds: float) -> None:
+        import threading
+
+        if self._cpu.waits():
+            main = threading.main_thread().ident
+            if main is not None:
+                signal.pthread_kill(main, signal.SIGPROF)
+        time.sleep(seconds)
 
     def _keep_writing(self, sleep: Callable[[float], None]) -> None:
         while not self._stopped and os.getpid() == self.pid:
@@ -129,7 +162,8 @@ class WorkerAgent:
 
     def _write_paced(self, sleep: Callable[[float], None]) -> None:
         began = time.thread_time_ns()
-        for _ in self._write(everything=False):
+        self._writing = self._write(everything=False)
+        for _ in self._writing:
             faults.add("cpu_ns", time.thread_time_ns() - began)
             sleep(PAUSE_S)
             if self._stopped:
@@ -141,41 +175,51 @@ class WorkerAgent:
         """Write what is over, one packet a step; yields whether the packet was accepted."""
         writer = self._writer
         assert writer is not None
+        if not everything:
+            self._cpu.flush(everything=False)
         slots = self._cpu.samples.take(everything=everything)
         stalls = self.stalls.stalls.take(everything=everything)
         rows = self._requests.rows.take(everything=everything)
         spans = self._spans.take() if self._spans is not None else {}
+        steps = [
+            *((len(t), self._write_stacks("stacks", s, self._cpu_rows(t))) for s, t in slots),
+            *((len(t), self._write_stacks("stalls", s, self._stall_rows(t))) for s, t in stalls),
+            *(
+                (len(t), self._write_rows({"k": "requests", "t": s * 10**9}, "r", _request_rows(t)))
+                for s, t in rows
+            ),
+            *(
+                (len(ended), self._write_rows({"k": "spans", "scope": scope}, "s", span_rows(ended)))
+                for scope, ended in spans.items()
+            ),
+        ]
+        left = sum(count for count, _ in steps)
         if not writer.connect():
-            faults.add("records_dropped", len(slots) + len(stalls) + len(rows) + len(spans))
+            faults.add("records_dropped", left)
             return
         if writer.connections != self._known_connections:
             self._known_connections = writer.connections
             self._frames.forget_reader()
         try:
-            for second, samples in slots:
-                yield from self._write_stacks("stacks", second, self._cpu_rows(samples))
-            for second, blocked in stalls:
-                yield from self._write_stacks("stalls", second, self._stall_rows(blocked))
-            for second, table in rows:
-                yield from self._write_rows({"k": "requests", "t": second * 10**9}, "r", _request_rows(table))
-            for scope, finished in spans.items():
-                yield from self._write_rows({"k": "spans", "scope": scope}, "s", iter(finished))
+            for count, step in steps:
+                yield from step
+                left -= count
             yield self._write_counts()
         except OSError:
             # The reader went away in the middle: what was taken is lost, and said.
             faults.add("packets_dropped")
-        if not everything and self._frames.forget_if_large():
-            self._known_connections = 0
+            faults.add("records_dropped", left)
+        if not everything:
+            unwritten = [key for _, key in self._cpu.samples.waiting()]
+            self._frames.forget_if_large(unwritten + [key for _, _, key in self.stalls.stalls.waiting()])
 
     def _cpu_rows(
-        self, samples: Mapping[tuple[Request | None, Key], list[int]]
+        self, samples: Mapping[tuple[About, Key], list[int]]
     ) -> Iterator[tuple[list[Any], list[int]]]:
-        for (request, key), (spent, count) in samples.items():
-            if key is OTHER_THREADS:
-                ids = [self._frames.root("[other threads]")]
-            else:
-                ids = self._frames.resolve(key)
-            yield [spent, count, _about(request)], ids
+        for (about, key), (spent, count) in samples.items():
+            name = _WITHOUT_STACK.get(key)
+            ids = self._frames.resolve(key) if name is None else [self._frames.root(name)]
+            yield [spent, count, _about(about)], ids
 
     def _stall_rows(
         self, blocked: Mapping[tuple[Request | None, str, Key], list[int]]
@@ -189,11 +233,14 @@ class WorkerAgent:
         """Write stacks in small groups, each behind the definitions of its new frames."""
         head = {"k": kind, "t": second * 10**9}
         group: list[list[Any]] = []
+        began = time.perf_counter_ns()
         for row, ids in rows:
             group.append([*row, ids])
-            if len(group) >= STACKS_A_PACKET:
+            # New functions take time to name: a group of many ends early.
+            if len(group) >= STACKS_A_PACKET or time.perf_counter_ns() - began > SLICE_NS:
                 yield from self._write_group(head, group)
                 group = []
+                began = time.perf_counter_ns()
         if group:
             yield from self._write_group(head, group)
 
@@ -230,17 +277,25 @@ class WorkerAgent:
         if faults.first_fault() and not self._fault_said:
             self._fault_said = True
             record["fault"] = faults.first_fault()
-        accepted = self._writer.send(encode(record))
-        if not accepted:
-            for name, count in record["c"].items():
-                faults.add(name, count)
+        accepted = False
+        try:
+            accepted = self._writer.send(encode(record))
+        finally:
+            if not accepted:
+                for name, count in record["c"].items():
+                    faults.add(name, count)
         return accepted
 
 
-def _about(request: Request | None) -> list[str] | None:
-    if request is None:
+_WITHOUT_STACK = {OTHER_THREADS: "[other threads]", BETWEEN_SAMPLES: "[between samples]"}
+
+
+def _about(about: About) -> list[str] | None:
+    if about is None:
         return None
-    return [request.endpoint, request.span_id, request.trace_id, request.run, request.phase]
+    if isinstance(about, Endpoint):
+        return [about.endpoint, "", "", about.run, about.phase]
+    return [about.endpoint, about.span_id, about.trace_id, about.run, about.phase]
 
 
 def _request_rows(table: Mapping[tuple[str, int, str, str], list[int]]) -> Iterator[list[Any]]:
