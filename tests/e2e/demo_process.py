@@ -25,6 +25,8 @@ class Outcome:
     report: dict[str, Any]
     stdout: str
     stderr: str
+    left: list[Path]
+    """What still lies in its temporary folder."""
 
 
 class DemoProcess:
@@ -86,7 +88,7 @@ class DemoProcess:
         report = json.loads(self.json_file.read_text()) if self.json_file.exists() else {}
         stdout = (self.directory / "stdout").read_text()
         stderr = (self.directory / "stderr").read_text()
-        return Outcome(code, report, stdout, stderr)
+        return Outcome(code, report, stdout, stderr, list(self.temporary.iterdir()))
 
     def end(self) -> None:
         """End it if it still runs."""

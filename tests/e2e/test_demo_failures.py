@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ FIRING = "firing"
 
 
 @pytest.mark.parametrize("part", ["collector", "sidecar", "postgres"])
-def test_a_killed_part_fails_no_request(part: str, tmp_path: Path, full: bool) -> None:
+def test_a_killed_part_fails_no_request(part: str, open_directory: Callable[[], Path], full: bool) -> None:
     """Killing one part makes no request fail because of us; the report says what is missing."""
-    demo = DemoProcess(tmp_path, f"--duration={20 if full else 10}s", "--exit")
+    demo = DemoProcess(open_directory(), f"--duration={20 if full else 10}s", "--exit")
     words = {
         "collector": ("quayscope.cli.main", " collector "),
         "sidecar": ("quayscope.cli.main", " sidecar "),
@@ -40,9 +41,9 @@ def test_a_killed_part_fails_no_request(part: str, tmp_path: Path, full: bool) -
         assert result.report["endpoints"]
 
 
-def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+def test_ctrl_c_ends_everything(open_directory: Callable[[], Path]) -> None:
     """Ctrl-C while load is fired ends every process within seconds and leaves no file."""
-    demo = DemoProcess(tmp_path, "--duration=60s")
+    demo = DemoProcess(open_directory(), "--duration=60s")
     demo.wait_for(FIRING)
     pids = list(demo.descendants())
     assert len(pids) >= 6
@@ -54,9 +55,9 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
     assert list(demo.temporary.iterdir()) == []
 
 
-def test_a_part_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
+def test_a_part_that_cannot_start_shows_its_log(open_directory: Callable[[], Path]) -> None:
     """A registry that fails to start ends the demo with exit code 3, the tail of its log and a next step."""
-    demo = DemoProcess(tmp_path, "--duration=10s", "--exit", "--weak=no_such_switch")
+    demo = DemoProcess(open_directory(), "--duration=10s", "--exit", "--weak=no_such_switch")
     result = demo.wait(60)
     assert result.code == 3
     assert "no_such_switch" in result.stderr
