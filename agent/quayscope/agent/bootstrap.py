@@ -91,7 +91,7 @@ def _serve(worker: Any, agent: WorkerAgent) -> None:
 
     def run(*arguments: Any, **named: Any) -> Any:
         # Only now: the application's own hooks have run, and may have set up tracing.
-        agent.trace(application)
+        agent.serve(application)
         return plain_run(*arguments, **named)
 
     worker.run = run

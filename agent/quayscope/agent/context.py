@@ -32,7 +32,9 @@ class Request:
         "stalled_ns",
         "started_ns",
         "status",
+        "thread_ns",
         "trace_id",
+        "unsampled_ns",
     )
 
     def __init__(self) -> None:
@@ -45,6 +47,8 @@ class Request:
         self.status = 0
         self.busy_ns = 0
         self.stalled_ns = 0
+        self.unsampled_ns = 0
+        self.thread_ns = 0
         self.started_ns = time.perf_counter_ns()
 
     @property
@@ -64,7 +68,7 @@ class Border:
     belong to it; the application's side learns who it is. Neither touches the answer itself.
     """
 
-    def __init__(self, began: Callable[[], None], finished: Callable[[Request], None]) -> None:
+    def __init__(self, began: Callable[[Request], None], finished: Callable[[Request], None]) -> None:
         self._began = began
         self._finished = finished
 
@@ -87,8 +91,8 @@ class Border:
 
     def _begin(self) -> Request | None:
         try:
-            self._began()
             request = Request()
+            self._began(request)
             CURRENT.set(request)
         except Exception as error:  # noqa: BLE001 - the border to somebody else's process
             fault(error)

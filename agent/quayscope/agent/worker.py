@@ -75,8 +75,9 @@ class WorkerAgent:
         self._guard(self._cpu.start)
         self._guard(self._start_writing)
 
-    def trace(self, application: Callable[..., Any]) -> None:
-        """Begin with spans: the application is loaded, and about to serve its first request."""
+    def serve(self, application: Callable[..., Any]) -> None:
+        """Follow greenlets and make spans: the application is loaded, and about to serve."""
+        self._guard(self._cpu.follow)
         if self._settings.tracing:
             self._guard(lambda: self._start_tracing(application))
 
