@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from plain_user import PlainPython, find_plain_python
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,3 +30,12 @@ def full(request: pytest.FixtureRequest) -> bool:
 def checkout() -> Path:
     """The root of the checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def plain_python(checkout: Path) -> Iterator[PlainPython]:
+    """An interpreter that a plain user can run, with our packages."""
+    spare = Path(tempfile.mkdtemp(prefix="quayscope-plain-"))
+    spare.chmod(0o755)
+    yield find_plain_python(checkout, spare)
+    shutil.rmtree(spare, ignore_errors=True)

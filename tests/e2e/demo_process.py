@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PLAIN_USER = 65534
-"""The uid that stands for a plain user: nobody."""
+from plain_user import NOBODY, PlainPython, as_nobody
+
+LAUNCHER = Path(__file__).parent.parent / "refuse_syscalls.py"
 
 
 @dataclass
@@ -36,19 +38,19 @@ class DemoProcess:
         self,
         directory: Path,
         *arguments: str,
-        plain: bool = False,
+        plain: PlainPython | None = None,
         refused: Sequence[str] = (),
-        checkout: Path | None = None,
     ) -> None:
         self.directory = directory
         self.json_file = directory / "out.json"
         self.temporary = directory / "tmp"
         self.temporary.mkdir()
-        if plain:
+        if plain and os.geteuid() == 0:
             for path in (directory, self.temporary):
-                os.chown(path, PLAIN_USER, PLAIN_USER)
+                os.chown(path, NOBODY, NOBODY)
+        python = plain.executable if plain else sys.executable
         command = [
-            sys.executable,
+            python,
             "-m",
             "quayscope.cli.main",
             "demo",
@@ -56,10 +58,10 @@ class DemoProcess:
             "--port=0",
             *arguments,
         ]
+        environment = plain.environment if plain else os.environ
         if refused:
-            assert checkout is not None
-            launcher = checkout / "tests" / "refuse_syscalls.py"
-            command = [sys.executable, str(launcher), *refused, "--", *command]
+            launcher = str(shutil.copy(LAUNCHER, directory))
+            command = [python, launcher, *refused, "--", *command]
         self._stdout = (directory / "stdout").open("w")
         self._stderr = (directory / "stderr").open("w")
         self.process = subprocess.Popen(
@@ -69,10 +71,12 @@ class DemoProcess:
             stdout=self._stdout,
             stderr=self._stderr,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(self.temporary), "HOME": str(directory)},
-            user=PLAIN_USER if plain else None,
-            group=PLAIN_USER if plain else None,
-            extra_groups=[] if plain else None,
+            env={
+                **(plain.environment if plain else os.environ),
+                "TMPDIR": str(self.temporary),
+                "HOME": str(directory),
+            },
+            **(as_nobody() if plain else {}),
         )
 
     def wait(self, seconds: float) -> Outcome:

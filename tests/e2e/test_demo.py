@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from e2e.demo_process import DemoProcess, Outcome
+from plain_user import PlainPython
 
 pytestmark = pytest.mark.e2e
 
-WAYS: dict[str, dict[str, Any]] = {
-    "root": {},
-    "plain": {"plain": True},
-    "refused": {"plain": True, "refused": ("perf_event_open", "process_vm_readv")},
-}
+WAYS = {"root": (), "plain": (), "refused": ("perf_event_open", "process_vm_readv")}
+"""How the demo is run, and the system calls that are refused to it."""
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
 def outcome(
-    request: pytest.FixtureRequest, open_directory: Callable[[], Path], full: bool, checkout: Path
+    request: pytest.FixtureRequest,
+    open_directory: Callable[[], Path],
+    full: bool,
+    plain_python: PlainPython,
 ) -> tuple[str, Outcome]:
     """One finished demo a way of running it."""
     demo = DemoProcess(
         open_directory(),
         f"--duration={30 if full else 15}s",
         "--exit",
-        checkout=checkout,
-        **WAYS[request.param],
+        plain=None if request.param == "root" else plain_python,
+        refused=WAYS[request.param],
     )
     result = demo.wait(180)
     print(result.stdout)

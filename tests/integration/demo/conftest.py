@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from integration.demo.registry_process import RegistryProcess, environment, run_program
 
+from integration.demo.registry_process import RegistryProcess, environment, run_program
 from quayscope.load.demo.postgres import DemoPostgres
 
 

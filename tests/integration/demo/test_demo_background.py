@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import psycopg2
-from integration.demo.registry_process import environment, wait_until
 
+from integration.demo.registry_process import environment, wait_until
 from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.load.demo.processes import cpu_seconds
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from integration.demo.registry_process import wait_until
 
+from integration.demo.registry_process import wait_until
 from quayscope.load.demo.errors import DemoError
 from quayscope.load.demo.postgres import DATABASE, UNPRIVILEGED, DemoPostgres
 

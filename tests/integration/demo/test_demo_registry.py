@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+
 from integration.demo.registry_process import (
     RegistryProcess,
     environment,
     run_program,
     wait_until,
 )
-
 from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.load.demo.processes import cpu_seconds
 from quayscope.load.demo.registry import weak

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import http.server
 import os
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -26,11 +24,11 @@ import psycopg
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from plain_user import NOBODY, PlainPython, as_nobody
 from quayscope.profile import Profile, pprof
 from quayscope.profile.push import PUSH_PATH, decode_push
 from quayscope.sidecar import procfs
 
-NOBODY = 65534
 ROOTS = ("agent", "sidecar", "collector", "load")
 
 
@@ -49,10 +47,6 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0, what: str = 
 def until() -> Callable[..., Any]:
     """`wait_until`, for tests."""
     return wait_until
-
-
-def _as_nobody() -> dict[str, Any]:
-    return {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 class Server:
@@ -80,7 +74,7 @@ class Server:
             "trust",
             "--no-sync",
         ]
-        subprocess.run(command, check=True, capture_output=True, cwd=self.directory, **_as_nobody())
+        subprocess.run(command, check=True, capture_output=True, cwd=self.directory, **as_nobody())
 
     def start(self) -> None:
         settings = {
@@ -99,7 +93,7 @@ class Server:
             stdout=log,
             stderr=log,
             cwd=self.directory,
-            **_as_nobody(),
+            **as_nobody(),
         )
         log.close()
         wait_until(self._answers, 20.0, "Postgres answers")
@@ -328,42 +322,9 @@ def receiver() -> Iterator[Receiver]:
     running.stop()
 
 
-@pytest.fixture(scope="session")
-def environment(checkout: Path) -> dict[str, str]:
-    """The environment in which any interpreter of this version finds Quayscope and its packages."""
-    found = [str(checkout / root) for root in ROOTS] + [
-        sysconfig.get_path("platlib"),
-        sysconfig.get_path("purelib"),
-    ]
-    programs = str(Path(sys.executable).parent)
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(found)),
-        "PATH": os.pathsep.join((programs, os.environ.get("PATH", os.defpath))),
-    }
-
-
-@pytest.fixture(scope="session")
-def plain_python(environment: dict[str, str]) -> str:
-    """An interpreter that the unprivileged user can run: ours may lie in a home closed to others."""
-    version = f"python3.{sys.version_info.minor}"
-    for candidate in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            subprocess.run(
-                [candidate, "-c", "import click, psycopg, quayscope.sidecar.commands"],
-                check=True,
-                capture_output=True,
-                env=environment,
-                cwd="/",
-                **_as_nobody(),
-            )
-            return candidate
-    pytest.fail(f"uid {NOBODY} can run no {version} with our packages: make one readable for other users")
-
-
 @pytest.fixture
 def run_sidecar(
-    checkout: Path, receiver: Receiver, environment: dict[str, str], plain_python: str
+    checkout: Path, receiver: Receiver, plain_python: PlainPython
 ) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start the real program and wait until it serves; ended by SIGTERM afterwards, which must give 0.
 
@@ -378,20 +339,21 @@ def run_sidecar(
         if plain and os.geteuid() == 0:
             os.chown(directory, NOBODY, NOBODY)
         ready = directory / "ready"
-        python = plain_python if plain else sys.executable
+        python = plain_python.executable if plain else sys.executable
         command = [python, "-m", "quayscope.cli.main", "sidecar", "--socket", str(directory / "socket")]
         command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1", *arguments]
         if refuse:
-            command = [python, str(checkout / "tests" / "refuse_syscalls.py"), *refuse, "--", *command]
+            launcher = str(shutil.copy(checkout / "tests" / "refuse_syscalls.py", directory))
+            command = [python, launcher, *refuse, "--", *command]
         log = (directory / "log").open("wb")
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=plain_python.environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=directory,
-            **(_as_nobody() if plain else {}),
+            **(as_nobody() if plain else {}),
         )
         log.close()
         started.append(process)

@@ -19,7 +19,7 @@ __all__ = ["Advisory", "Package", "blueprint", "match_all", "match_by_name", "pa
 
 blueprint = Blueprint("security", __name__, url_prefix="/api/v1/repository")
 
-PACKAGES = 130
+PACKAGES = 180
 
 
 class Package(NamedTuple):

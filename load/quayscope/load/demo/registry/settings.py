@@ -12,7 +12,7 @@ from quayscope.load.demo.registry import weak
 __all__ = ["DIRECTORY", "DSN", "WEAK", "Settings"]
 
 DSN = "QUAYSCOPE_DEMO_DSN"
-"""extensions.connection string of the database. Required."""
+"""Connection string of the database. Required."""
 DIRECTORY = "QUAYSCOPE_DEMO_DIR"
 """Directory for blobs, uploads and ledgers. Required; must exist."""
 WEAK = "QUAYSCOPE_DEMO_WEAK"
