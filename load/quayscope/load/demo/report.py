@@ -19,6 +19,8 @@ __all__ = ["Observed", "build", "share_overlap"]
 
 NANO = 1e9
 _AGENT = ("sampler=agent",)
+CLIENT_READ = "Client:ClientRead"
+"""A backend in this wait runs no statement: its transaction is open while the application does other things."""
 
 
 @dataclass
@@ -233,9 +235,14 @@ def _statements(rows: Iterable[Mapping[str, Any]], sampler: str) -> list[dict[st
 
 
 def _waits(collector: CollectorClient, service: str) -> list[dict[str, Any]]:
+    """Return what statements waited for, and the time their transactions stood idle, as such."""
     rows = collector.breakdown("block", ("sql", "wait"), (f"service_name={service}",))
     return [
-        {"statement": row["sql"], "wait": row["wait"], "seconds": row["value"] / NANO}
+        {
+            "statement": row["sql"],
+            "wait": "idle in transaction" if row["wait"] == CLIENT_READ else row["wait"],
+            "seconds": row["value"] / NANO,
+        }
         for row in rows
         if row["wait"]
     ]
