@@ -1,0 +1,176 @@
+"""What one second of a worker becomes on the wire: records in paced slices, losses counted (docs/wire.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+from quayscope.agent import faults
+from quayscope.agent.context import Request
+from quayscope.agent.cpu import BETWEEN_SAMPLES, OTHER_THREADS, About, CpuSampler, Endpoint
+from quayscope.agent.frames import FrameTable, Key, Stacker
+from quayscope.agent.records import RecordWriter, encode, packets
+from quayscope.agent.requests import RequestCounter
+from quayscope.agent.stalls import StallTimer
+from quayscope.agent.tracing import SpanKeeper, span_rows
+
+__all__ = ["RecordStream"]
+
+STACKS_A_PACKET = 25
+SLICE_NS = 1_000_000
+"""How long stacks are named in one go: other greenlets wait meanwhile."""
+REFUSED_TRIES = 5
+"""How often a packet is offered to a full queue, with the caller's pauses between."""
+
+
+class RecordStream:
+    """Takes what was gathered and writes it. `spans` may be set once there are any."""
+
+    def __init__(
+        self,
+        stacker: Stacker,
+        cpu: CpuSampler,
+        stalls: StallTimer,
+        requests: RequestCounter,
+        writer: RecordWriter,
+    ) -> None:
+        self._frames = FrameTable(stacker)
+        self._cpu = cpu
+        self._stalls = stalls
+        self._requests = requests
+        self._writer = writer
+        self._known_connections = 0
+        self._fault_said = False
+        self.spans: SpanKeeper | None = None
+
+    def write(self, *, everything: bool) -> Iterator[bool]:
+        """Write what is over, or all, one packet a step; yields whether the packet was accepted.
+
+        The caller may do something else between two steps.
+        """
+        writer = self._writer
+        if not everything:
+            self._cpu.flush(everything=False)
+        slots = self._cpu.samples.take(everything=everything)
+        stalls = self._stalls.stalls.take(everything=everything)
+        rows = self._requests.rows.take(everything=everything)
+        spans = self.spans.take() if self.spans is not None else {}
+        steps = [
+            *((len(t), self._write_stacks("stacks", s, self._cpu_rows(t))) for s, t in slots),
+            *((len(t), self._write_stacks("stalls", s, self._stall_rows(t))) for s, t in stalls),
+            *(
+                (len(t), self._write_rows({"k": "requests", "t": s * 10**9}, "r", _request_rows(t)))
+                for s, t in rows
+            ),
+            *(
+                (len(ended), self._write_rows({"k": "spans", "scope": scope}, "s", span_rows(ended)))
+                for scope, ended in spans.items()
+            ),
+        ]
+        left = sum(count for count, _ in steps)
+        if not writer.connect():
+            faults.add("records_dropped", left)
+            return
+        if writer.connections != self._known_connections:
+            self._known_connections = writer.connections
+            self._frames.forget_reader()
+        try:
+            for count, step in steps:
+                yield from step
+                left -= count
+            yield self._write_counts()
+        except OSError:
+            # The reader went away in the middle: what was taken is lost, and said.
+            faults.add("packets_dropped")
+            faults.add("records_dropped", left)
+        if not everything:
+            unwritten = [key for _, key in self._cpu.samples.waiting()]
+            self._frames.forget_if_large(unwritten + [key for _, _, key in self._stalls.stalls.waiting()])
+
+    def _cpu_rows(
+        self, samples: Mapping[tuple[About, Key], list[int]]
+    ) -> Iterator[tuple[list[Any], list[int]]]:
+        for (about, key), (spent, count) in samples.items():
+            name = _WITHOUT_STACK.get(key)
+            ids = self._frames.resolve(key) if name is None else [self._frames.root(name)]
+            yield [spent, count, _about(about)], ids
+
+    def _stall_rows(
+        self, blocked: Mapping[tuple[Request | None, str, Key], list[int]]
+    ) -> Iterator[tuple[list[Any], list[int]]]:
+        for (request, statement, key), (spent, count) in blocked.items():
+            yield [spent, count, _about(request), statement], self._frames.resolve(key)
+
+    def _write_stacks(
+        self, kind: str, second: int, rows: Iterator[tuple[list[Any], list[int]]]
+    ) -> Iterator[bool]:
+        """Write stacks in small groups, each behind the definitions of its new frames."""
+        head = {"k": kind, "t": second * 10**9}
+        group: list[list[Any]] = []
+        began = time.perf_counter_ns()
+        for row, ids in rows:
+            group.append([*row, ids])
+            # New functions take time to name: a group of many ends early.
+            if len(group) >= STACKS_A_PACKET or time.perf_counter_ns() - began > SLICE_NS:
+                yield from self._write_group(head, group)
+                group = []
+                began = time.perf_counter_ns()
+        if group:
+            yield from self._write_group(head, group)
+
+    def _write_group(self, head: dict[str, Any], group: list[list[Any]]) -> Iterator[bool]:
+        for packet, count in packets(
+            {"k": "frame"}, "f", iter([list(row) for row in self._frames.undefined()])
+        ):
+            accepted = yield from self._deliver(packet)
+            if not accepted:
+                # Without their frames these stacks mean nothing.
+                faults.add("records_dropped", len(group))
+                return
+            self._frames.defined(count)
+        yield from self._write_rows(head, "s", iter(group))
+
+    def _write_rows(self, head: dict[str, Any], name: str, rows: Iterator[list[Any]]) -> Iterator[bool]:
+        for packet, _ in packets(head, name, rows):
+            yield from self._deliver(packet)
+
+    def _deliver(self, packet: bytes) -> Generator[bool, None, bool]:
+        """Try a packet a few times with pauses between, then drop and count it; returns whether it went."""
+        for _ in range(REFUSED_TRIES):
+            if self._writer.send(packet):
+                yield True
+                return True
+            yield False
+        faults.add("packets_dropped")
+        return False
+
+    def _write_counts(self) -> bool:
+        record: dict[str, Any] = {"k": "counts", "t": time.time_ns(), "c": faults.take()}
+        if faults.first_fault() and not self._fault_said:
+            self._fault_said = True
+            record["fault"] = faults.first_fault()
+        accepted = False
+        try:
+            accepted = self._writer.send(encode(record))
+        finally:
+            if not accepted:
+                for name, count in record["c"].items():
+                    faults.add(name, count)
+        return accepted
+
+
+_WITHOUT_STACK = {OTHER_THREADS: "[other threads]", BETWEEN_SAMPLES: "[between samples]"}
+
+
+def _about(about: About) -> list[str] | None:
+    if about is None:
+        return None
+    if isinstance(about, Endpoint):
+        return [about.endpoint, "", "", about.run, about.phase]
+    return [about.endpoint, about.span_id, about.trace_id, about.run, about.phase]
+
+
+def _request_rows(table: Mapping[tuple[str, int, str, str], list[int]]) -> Iterator[list[Any]]:
+    for key, row in table.items():
+        yield [*key, *row[:4], row[4:]]
