@@ -72,7 +72,7 @@ class DemoProcess:
             stderr=self._stderr,
             start_new_session=True,
             env={
-                **(plain.environment if plain else os.environ),
+                **environment,
                 "TMPDIR": str(self.temporary),
                 "HOME": str(directory),
             },

@@ -20,7 +20,7 @@ __all__ = ["Observed", "build", "share_overlap"]
 NANO = 1e9
 _AGENT = ("sampler=agent",)
 CLIENT_READ = "Client:ClientRead"
-"""A backend in this wait runs no statement: its transaction is open while the application does other things."""
+"""A backend in this wait runs no statement: its transaction is open while the application is elsewhere."""
 
 
 @dataclass
