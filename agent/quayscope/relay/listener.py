@@ -12,21 +12,27 @@ from typing import Callable
 
 from quayscope.relay.errors import RelayError
 
-__all__ = ["Listener"]
+__all__ = ["SOCKET_MODE", "Listener"]
 
 PACKET_BYTES = 65_536
 """Receive buffer: a worker's records have at most 16,000 bytes; a longer packet would be cut silently."""
 MAX_CONNECTIONS = 512
 BACKLOG = 128
-SOCKET_MODE = 0o666
-"""The workers may run as another user of the pod: who may connect is decided by the folder's mode."""
+SOCKET_MODE = 0o660
+"""Who may connect by default: the relay's own user and group (OpenShift runs all containers of a pod in
+group 0). Where workers share neither, the mode must be 0o666, and the folder's mode decides."""
 
 
 class Listener:
-    """Owns the listening socket and its connections; not thread-safe, `poll` is called by one thread."""
+    """Owns the listening socket and its connections; not thread-safe, `poll` is called by one thread.
 
-    def __init__(self, path: str) -> None:
+    `mode` is the socket's, as for chmod. `refused` counts connections beyond `MAX_CONNECTIONS`.
+    """
+
+    def __init__(self, path: str, mode: int = SOCKET_MODE) -> None:
         self.path = path
+        self.refused = 0
+        self._mode = mode
         self._listening: socket.socket | None = None
         self._epoll: select.epoll | None = None
         self._connections: dict[int, socket.socket] = {}
@@ -37,7 +43,7 @@ class Listener:
         try:
             self._clear_path()
             listening.bind(self.path)
-            Path(self.path).chmod(SOCKET_MODE)
+            Path(self.path).chmod(self._mode)
             listening.listen(BACKLOG)
         except OSError as error:
             listening.close()
@@ -98,6 +104,7 @@ class Listener:
                 return
             if len(self._connections) >= MAX_CONNECTIONS:
                 connection.close()
+                self.refused += 1
                 continue
             connection.setblocking(False)
             self._connections[connection.fileno()] = connection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Callable, NamedTuple, Union
 
 from quayscope.profile import Attributes, Frame, MalformedProfile, Stack
@@ -25,7 +26,10 @@ __all__ = [
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Upper bounds in seconds of the request duration buckets (semantic conventions)."""
 MAX_LABELS = 16
+MAX_LABEL = 512
 MAX_TEXT = 4096
+_HEX = frozenset("0123456789abcdef")
+_LABEL = re.compile("(?!__)[A-Za-z_][A-Za-z0-9_]{0,63}")
 MAX_FRAME_ID = 1 << 20
 MAX_DEPTH = 1024
 
@@ -87,10 +91,11 @@ class Spans(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The worker's own counters, as increments."""
+    """The worker's own counters, as increments; `fault` is its first fault, said once."""
 
     time_ns: int
     counts: dict[str, int]
+    fault: str = ""
 
 
 Record = Union[Hello, Frames, Stacks, Stalls, Requests, Spans, Counts]
@@ -110,10 +115,14 @@ def parse(packet: bytes, pid: int) -> Record:
 
 
 def _hello(record: dict[str, Any], _: int) -> Hello:
-    labels = {_text(name): _text(value) for name, value in record.get("labels", {}).items()}
-    if len(labels) > MAX_LABELS:
-        raise ValueError(f"{len(labels)} labels")
-    return Hello(_count(record["pid"]), _text(record["role"]), _text(record["service"]), labels)
+    labels = {
+        _text(name)[:MAX_LABEL]: _text(value)[:MAX_LABEL] for name, value in record.get("labels", {}).items()
+    }
+    if len(labels) > MAX_LABELS or not all(map(_LABEL.fullmatch, labels)):
+        raise ValueError(f"{len(labels)} labels, or one whose name is none")
+    return Hello(
+        _count(record["pid"]), _text(record["role"])[:MAX_LABEL], _text(record["service"])[:MAX_LABEL], labels
+    )
 
 
 def _frames(record: dict[str, Any], _: int) -> Frames:
@@ -157,10 +166,10 @@ def _requests(record: dict[str, Any], _: int) -> Requests:
             raise ValueError(f"{len(buckets)} buckets do not hold {count} requests")
         rows.append(
             RequestRow(
-                _text(endpoint),
+                _text(endpoint)[:MAX_LABEL],
                 _count(status),
-                _text(run),
-                _text(phase),
+                _text(run)[:MAX_LABEL],
+                _text(phase)[:MAX_LABEL],
                 _count(total),
                 _count(busy),
                 _count(stalled),
@@ -200,7 +209,7 @@ def _counts(record: dict[str, Any], _: int) -> Counts:
     counts = {_text(name): _count(count) for name, count in record["c"].items()}
     if len(counts) > 64:
         raise ValueError(f"{len(counts)} counters")
-    return Counts(_count(record["t"]), counts)
+    return Counts(_count(record["t"]), counts, _text(record.get("fault", ""))[:200])
 
 
 _READERS: dict[str, Callable[[dict[str, Any], int], Record]] = {
@@ -218,8 +227,17 @@ def _about(request: Any, slot_ns: int, pid: int) -> Attributes | None:
     if request is None:
         return None
     endpoint, span_id, trace_id, run, phase = request
+    for name, digits in ((span_id, 16), (trace_id, 32)):
+        if name and (len(_text(name)) != digits or not _HEX.issuperset(name)):
+            raise ValueError(f"an id is not {digits} digits of hex")
     return Attributes(
-        slot_ns, _text(endpoint), _text(run), _text(phase), pid, _text(span_id), _text(trace_id)
+        slot_ns,
+        _text(endpoint)[:MAX_LABEL],
+        _text(run)[:MAX_LABEL],
+        _text(phase)[:MAX_LABEL],
+        pid,
+        span_id,
+        trace_id,
     )
 
 

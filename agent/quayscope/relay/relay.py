@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Callable, Protocol
 
-from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, MalformedProfile, Profile, Stack
-from quayscope.relay.listener import Listener
-from quayscope.relay.otlp import trace_request
+from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, MalformedProfile, Profile
+from quayscope.relay.connection import Connection, Room
+from quayscope.relay.listener import SOCKET_MODE, Listener
+from quayscope.relay.otlp import Span, trace_request
 from quayscope.relay.records import (
     Counts,
     Frames,
@@ -22,7 +23,6 @@ from quayscope.relay.records import (
     Stacks,
     Stalls,
     parse,
-    resolve,
 )
 from quayscope.relay.requests import RequestMetrics
 from quayscope.relay.windows import Windows
@@ -32,7 +32,12 @@ __all__ = ["Emit", "Relay"]
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
-MAX_STACK_MEMO = 20_000
+FLUSH_S = 1.0
+MAX_SPANS = 2_000
+MAX_POINTS = 20_000
+"""Spans and metric rows held at most before they are emitted."""
+SLOT_BEFORE_NS, SLOT_AFTER_NS = 600_000_000_000, 60_000_000_000
+"""How far from now a slot may lie: workers share our clock."""
 MAX_MALFORMED = 100
 """A connection that sends so many malformed records speaks something else, and is ended."""
 
@@ -50,31 +55,12 @@ class Emit(Protocol):
         """Take an encoded OTLP ExportMetricsServiceRequest."""
 
 
-class _Worker:
-    """What is known of one connection: who it is, and the frames it defined."""
-
-    def __init__(self) -> None:
-        self.pid = 0
-        self.labels: dict[str, str] = {}
-        self.frames: dict[int, Frame] = {}
-        self.stacks: dict[tuple[int, ...], Stack] = {}
-        self.malformed = 0
-
-    def stack(self, ids: tuple[int, ...]) -> Stack:
-        """Return the frames behind ids; raises `MalformedProfile`."""
-        found = self.stacks.get(ids)
-        if found is None:
-            if len(self.stacks) >= MAX_STACK_MEMO:
-                self.stacks.clear()
-            found = self.stacks[ids] = resolve(ids, self.frames)
-        return found
-
-
 class Relay:
     """Listens on `path` and emits until closed.
 
     `labels` are added to every series (namespace, pod, ...); `window_s` is the length of a profile's
-    window; `clock` gives Unix nanoseconds. `start` raises `RelayError` when it cannot listen.
+    window; `mode` is the socket's (see `listener.SOCKET_MODE`); `clock` gives Unix nanoseconds. `start`
+    raises `RelayError` when it cannot listen.
     """
 
     def __init__(
@@ -84,15 +70,19 @@ class Relay:
         *,
         labels: Mapping[str, str] | None = None,
         window_s: int = 10,
+        mode: int = SOCKET_MODE,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._emit = emit
         self._labels = dict(labels or {})
         self._clock = clock
-        self._listener = Listener(path)
+        self._listener = Listener(path, mode)
         self._windows = Windows(window_s)
         self._metrics = RequestMetrics()
-        self._workers: dict[int, _Worker] = {}
+        self._room = Room()
+        self._workers: dict[int, Connection] = {}
+        self._spans: dict[tuple[tuple[str, str | int], ...], dict[str, list[Span]]] = {}
+        self._held_spans = 0
         self._counts: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -109,18 +99,20 @@ class Relay:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        flushed = time.monotonic()
+        emitted = time.monotonic()
         try:
             while not self._stop.is_set():
                 self._poll(TICK_S)
-                if time.monotonic() - flushed >= TICK_S:
-                    flushed = time.monotonic()
-                    self._flush(everything=False)
+                self._emit_profiles(everything=False)
+                if time.monotonic() - emitted >= FLUSH_S or self._much_held():
+                    emitted = time.monotonic()
+                    self._emit_rest()
             # What workers wrote before the end still lies in the sockets.
             deadline = time.monotonic() + 1.0
             while time.monotonic() < deadline and self._poll(0.0):
                 pass
-            self._flush(everything=True)
+            self._emit_profiles(everything=True)
+            self._emit_rest()
         finally:
             self._listener.close()
 
@@ -128,11 +120,18 @@ class Relay:
         return self._listener.poll(timeout_s, self._packet, self._closed)
 
     def _closed(self, connection: int) -> None:
-        self._workers.pop(connection, None)
+        worker = self._workers.pop(connection, None)
+        if worker is not None:
+            worker.release()
+
+    def _much_held(self) -> bool:
+        return self._held_spans >= MAX_SPANS or self._metrics.points() >= MAX_POINTS
 
     def _packet(self, connection: int, packet: bytes, truncated: bool) -> bool:
         """Take one packet; returns whether the connection is worth keeping."""
-        worker = self._workers.setdefault(connection, _Worker())
+        worker = self._workers.get(connection)
+        if worker is None:
+            worker = self._workers[connection] = Connection(self._room)
         self._counts["packets"] += 1
         if truncated:
             self._counts["truncated"] += 1
@@ -145,76 +144,100 @@ class Relay:
             if worker.malformed == 1:
                 log.warning("malformed record", extra={"pid": worker.pid, "reason": str(error)})
             return worker.malformed < MAX_MALFORMED
+        except Exception:
+            # A border of the relay: one packet must not end the thread that reads all workers.
+            self._counts["faults"] += 1
+            log.warning("relay fault", exc_info=True)
         return True
 
-    def _take(self, worker: _Worker, record: Record) -> None:
+    def _take(self, worker: Connection, record: Record) -> None:
         if isinstance(record, Hello):
-            worker.pid = record.pid
-            worker.labels = {
-                **self._labels,
-                **record.labels,
-                "service_name": record.service,
-                "role": record.role,
-            }
-            worker.frames.clear()
-            worker.stacks.clear()
+            worker.hello(record, self._labels)
             log.info("worker", extra={"pid": record.pid, "role": record.role, "service": record.service})
         elif not worker.labels:
             raise MalformedProfile("a record before the hello")
         elif isinstance(record, Frames):
-            if any(frame_id in worker.frames for frame_id, _ in record.frames):
-                worker.stacks.clear()  # the worker started its table anew
-            worker.frames.update(record.frames)
+            worker.define(record)
         elif isinstance(record, Stacks):
             self._stacks(worker, record)
         elif isinstance(record, Stalls):
             self._stalls(worker, record)
         elif isinstance(record, Requests):
+            self._check(record.slot_ns)
             self._metrics.requests(worker.labels, record.slot_ns, record.rows)
         elif isinstance(record, Spans):
-            self._emit_spans(worker, record)
+            self._keep_spans(worker, record)
         else:
+            self._check(record.time_ns)
+            if record.fault:
+                log.warning("agent fault", extra={"pid": worker.pid, "fault": record.fault})
             self._metrics.counts(worker.labels, "quayscope.agent.", record, worker.pid)
 
-    def _stacks(self, worker: _Worker, record: Stacks) -> None:
-        resolved = [(cpu, count, about, worker.stack(ids)) for cpu, count, about, ids in record.rows]
-        labels, now = {**worker.labels, "sampler": "agent"}, self._clock()
-        nobody = Attributes(record.slot_ns, pid=worker.pid)
-        for cpu, count, about, stack in resolved:
-            late = self._windows.add(PROCESS_CPU, labels, 0, stack, about or nobody, (count, cpu), now)
-            self._counts["late"] += late
+    def _check(self, slot_ns: int) -> None:
+        now = self._clock()
+        if not now - SLOT_BEFORE_NS <= slot_ns <= now + SLOT_AFTER_NS:
+            raise MalformedProfile(f"a time that is {(slot_ns - now) / 1e9:.0f} s from now")
 
-    def _stalls(self, worker: _Worker, record: Stalls) -> None:
-        resolved = [
-            (delay, count, about, (*worker.stack(ids), Frame(statement, "", 0, "sql")))
+    def _stacks(self, worker: Connection, record: Stacks) -> None:
+        self._check(record.slot_ns)
+        nobody = Attributes(record.slot_ns, pid=worker.pid)
+        samples = [
+            (worker.stack(ids), about or nobody, (count, cpu)) for cpu, count, about, ids in record.rows
+        ]
+        self._counts["late"] += self._windows.add(
+            PROCESS_CPU, worker.series, record.slot_ns, samples, self._clock()
+        )
+
+    def _stalls(self, worker: Connection, record: Stalls) -> None:
+        self._check(record.slot_ns)
+        nobody = Attributes(record.slot_ns, pid=worker.pid)
+        samples = [
+            ((*worker.stack(ids), Frame(statement, "", 0, "sql")), about or nobody, (count, delay))
             for delay, count, about, statement, ids in record.rows
         ]
-        labels, now = {**worker.labels, "sampler": "agent"}, self._clock()
-        nobody = Attributes(record.slot_ns, pid=worker.pid)
-        for delay, count, about, stack in resolved:
-            late = self._windows.add(BLOCK, labels, 0, stack, about or nobody, (count, delay), now)
-            self._counts["late"] += late
-
-    def _emit_spans(self, worker: _Worker, record: Spans) -> None:
-        labels = dict(worker.labels)
-        service = labels.pop("service_name")
-        resource = {f"quayscope.{name}": value for name, value in labels.items()}
-        request = trace_request(
-            {"service.name": service, "process.pid": worker.pid, **resource},
-            record.scope,
-            record.spans,
+        self._counts["late"] += self._windows.add(
+            BLOCK, worker.series, record.slot_ns, samples, self._clock()
         )
-        self._guard(lambda: self._emit.spans(request))
 
-    def _flush(self, *, everything: bool) -> None:
+    def _keep_spans(self, worker: Connection, record: Spans) -> None:
+        labels = dict(worker.labels)
+        resource: dict[str, str | int] = {
+            "service.name": labels.pop("service_name"),
+            "process.pid": worker.pid,
+            **{f"quayscope.{name}": value for name, value in labels.items()},
+        }
+        scopes = self._spans.setdefault(tuple(resource.items()), {})
+        scopes.setdefault(record.scope, []).extend(record.spans)
+        self._held_spans += len(record.spans)
+
+    def _emit_profiles(self, *, everything: bool) -> None:
         profiles = self._windows.take(self._clock(), everything=everything)
         if profiles:
             self._guard(lambda: self._emit.profiles(profiles))
-        if self._counts:
-            own = Counts(self._clock(), dict(self._counts))
-            self._counts.clear()
+
+    def _emit_rest(self) -> None:
+        held, self._spans, self._held_spans = self._spans, {}, 0
+        for resource, scopes in held.items():
+            for scope, spans in scopes.items():
+                self._guard(
+                    lambda resource=resource, scope=scope, spans=spans: self._emit.spans(  # type: ignore[misc]
+                        trace_request(dict(resource), scope, spans)
+                    )
+                )
+        self._counts["lost"] += self._windows.lost
+        self._counts["refused"] += self._listener.refused
+        self._windows.lost = self._listener.refused = 0
+        for worker in self._workers.values():
+            self._counts["refused"] += worker.refused
+            worker.refused = 0
+        counts = {name: count for name, count in self._counts.items() if count}
+        self._counts.clear()
+        if counts:
             self._metrics.counts(
-                {**self._labels, "service_name": "quayscope-relay"}, "quayscope.relay.", own, 0
+                {**self._labels, "service_name": "quayscope-relay"},
+                "quayscope.relay.",
+                Counts(self._clock(), counts),
+                0,
             )
         for request in self._metrics.take():
             self._guard(lambda request=request: self._emit.metrics(request))  # type: ignore[misc]

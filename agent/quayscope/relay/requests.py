@@ -18,6 +18,7 @@ class RequestMetrics:
     """Gathers rows and increments; `take` encodes what came since the last time."""
 
     def __init__(self) -> None:
+        self._points = 0
         self._durations: dict[Labels, list[HistogramPoint]] = defaultdict(list)
         self._sums: dict[Labels, dict[str, list[NumberPoint]]] = defaultdict(lambda: defaultdict(list))
 
@@ -26,6 +27,7 @@ class RequestMetrics:
         key = tuple(sorted(labels.items()))
         # The last nanosecond of the slot: a range query [from, to) must not take it for the next one.
         end = slot_ns + SECOND_NS - 1
+        self._points += len(rows)
         for row in rows:
             about = {"endpoint": row.endpoint, "run": row.run, "phase": row.phase}
             self._durations[key].append(
@@ -45,13 +47,19 @@ class RequestMetrics:
         """Add increments of counters; `pid` 0 where they are no worker's."""
         about: dict[str, str | int] = {"pid": str(pid)} if pid else {}
         sums = self._sums[tuple(sorted(labels.items()))]
+        self._points += len(record.counts)
         for name, count in record.counts.items():
             sums[f"{prefix}{name}"].append(
-                NumberPoint(count, record.time_ns, record.time_ns - SECOND_NS, about)
+                NumberPoint(count, record.time_ns, max(0, record.time_ns - SECOND_NS), about)
             )
+
+    def points(self) -> int:
+        """Return how many rows and increments are held."""
+        return self._points
 
     def take(self) -> list[bytes]:
         """Return one OTLP request a series and forget what is in them."""
+        self._points = 0
         durations, self._durations = self._durations, defaultdict(list)
         sums, self._sums = self._sums, defaultdict(lambda: defaultdict(list))
         requests: list[bytes] = []
