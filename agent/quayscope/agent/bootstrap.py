@@ -33,23 +33,25 @@ _agent: WorkerAgent | None = None
 def wanted(arguments: list[str], listed: str) -> bool:
     """Whether a program with these original arguments is one to start in: gunicorn, or a listed one."""
     names = {"gunicorn", *(name.strip() for name in listed.split(",") if name.strip())}
-    previous = ""
-    for argument in arguments[1:]:
-        if argument == "-c":
-            return False  # a command line's code, whatever it mentions
+    rest = iter(arguments[1:])
+    for argument in rest:
         if argument == "-m":
-            previous = argument
-            continue
-        if not argument.startswith("-") or previous == "-m":
-            module = argument.partition(".")[0] if previous == "-m" else os.path.basename(argument)  # noqa: PTH119
-            return module in names or argument in names
-        previous = argument
+            module = next(rest, "")
+            return module in names or module.partition(".")[0] in names
+        if argument in ("-X", "-W"):
+            next(rest, "")
+        elif argument == "-c":
+            return False  # a command line's code, whatever it mentions
+        elif not argument.startswith("-"):
+            return argument in names or os.path.basename(argument) in names  # noqa: PTH119 - slow to import
     return False
 
 
-def install() -> None:
-    """Set the hooks in a program that is wanted; does nothing elsewhere or when switched off."""
-    arguments = list(getattr(sys, "orig_argv", None) or sys.argv)
+def install(arguments: list[str]) -> None:
+    """Set the hooks in a program that is wanted; does nothing elsewhere or when switched off.
+
+    `arguments` are the interpreter's own, the interpreter first.
+    """
     if switched_off(os.environ) or not wanted(arguments, os.environ.get(PROGRAMS, "")):
         return
     after_import("gunicorn.workers.base", _patch_gunicorn)

@@ -63,6 +63,8 @@ def bundle(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(INJECT / "sitecustomize.py", directory / "sitecustomize.py")
         with zipfile.ZipFile(directory / "agent.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            # Before CPython 3.13 a folder without an entry of its own is no namespace package.
+            archive.writestr(zipfile.ZipInfo("quayscope/", _EPOCH), b"")
             for package in PACKAGES:
                 for source in sorted((ROOT / package).rglob("*.py")):
                     if source.parent == INJECT or source == Path(__file__):

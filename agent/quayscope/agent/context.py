@@ -142,7 +142,7 @@ def _describe(request: Request, environ: dict[str, Any]) -> None:
     method = str(environ.get("REQUEST_METHOD", ""))[:16]
     request.method = method if method.isalpha() else "?"
     parent = environ.get("HTTP_TRACEPARENT", "")
-    if len(parent) >= 55 and parent[2] == parent[35] == "-" and _HEX.issuperset(parent[3:35] + parent[36:52]):
+    if _valid(parent):
         request.trace_id = parent[3:35]
     for member in environ.get("HTTP_BAGGAGE", "")[:1024].split(","):
         key, _, value = member.partition("=")
@@ -151,3 +151,14 @@ def _describe(request: Request, environ: dict[str, Any]) -> None:
             request.run = unquote(value.partition(";")[0].strip())[:64]
         elif key == "phase":
             request.phase = unquote(value.partition(";")[0].strip())[:64]
+
+
+def _valid(parent: str) -> bool:
+    """Whether this is a traceparent, of any version but ff (W3C Trace Context, section 3.2)."""
+    return (
+        (len(parent) == 55 or (len(parent) > 55 and parent[:2] != "00" and parent[55] == "-"))
+        and parent[2] == parent[35] == parent[52] == "-"
+        and _HEX.issuperset(parent[:2] + parent[3:35] + parent[36:52])
+        and parent[:2] != "ff"
+        and parent[3:35].strip("0") != ""
+    )

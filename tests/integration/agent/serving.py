@@ -125,6 +125,7 @@ class Gunicorn:
         environment: Mapping[str, str],
         application: str = "integration.agent.agent_app:app",
         worker_class: str = "gevent",
+        inject: Path = INJECT,
     ) -> None:
         self.log_path = directory / "gunicorn.log"
         # Bound here and passed on: nobody else can take the port in between.
@@ -141,7 +142,7 @@ class Gunicorn:
                     pass_fds=[listener.fileno()],
                     env={
                         **os.environ,
-                        "PYTHONPATH": os.pathsep.join(map(str, [INJECT, CHECKOUT / "tests"])),
+                        "PYTHONPATH": os.pathsep.join(map(str, [inject, CHECKOUT / "tests"])),
                         "QUAYSCOPE_ROLE": "registry",
                         **environment,
                     },

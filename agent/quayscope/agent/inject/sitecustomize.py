@@ -22,9 +22,17 @@ def _run_the_applications_own() -> None:
         spec.loader.exec_module(module)
 
 
+def _arguments() -> "list[str]":
+    arguments = getattr(sys, "orig_argv", None)
+    if arguments is None:  # CPython 3.9
+        with open("/proc/self/cmdline", "rb") as file:
+            arguments = [os.fsdecode(argument) for argument in file.read().split(b"\0")[:-1]]
+    return arguments
+
+
 def _start() -> None:
-    program = "".join(getattr(sys, "orig_argv", None) or sys.argv)
-    if "gunicorn" not in program and not os.environ.get("QUAYSCOPE_PROGRAMS"):
+    arguments = _arguments()
+    if not any("gunicorn" in argument for argument in arguments) and not os.environ.get("QUAYSCOPE_PROGRAMS"):
         return  # most programs of a pod: nothing of ours is imported
     try:
         import quayscope.agent.bootstrap
@@ -36,7 +44,7 @@ def _start() -> None:
         )
         sys.path.append(root)
         import quayscope.agent.bootstrap
-    quayscope.agent.bootstrap.install()
+    quayscope.agent.bootstrap.install(arguments)
 
 
 try:

@@ -1,0 +1,234 @@
+"""The agent's small pieces: settings, import hooks, counters, slots, stacks, requests' headers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from quayscope.agent import faults, frames, slots
+from quayscope.agent.context import CURRENT, Border, Request
+from quayscope.agent.frames import FrameTable, Stacker
+from quayscope.agent.hooks import after_import
+from quayscope.agent.settings import read, switched_off
+from quayscope.agent.slots import Slots
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    faults.take()
+    yield
+    faults.take()
+
+
+def test_settings_have_defaults() -> None:
+    """Nothing set: the defaults; nonsense counts as the default, too much as the most."""
+    assert read({}) == ("/run/quayscope/agent.sock", 100, "quay-app", "web", True, True)
+    assert read({"OTEL_SERVICE_NAME": "o", "QUAYSCOPE_HZ": "x"})[1:3] == (100, "o")
+    assert read({"QUAYSCOPE_HZ": "5000"}).hz == 999
+    assert read({"QUAYSCOPE_HZ": "0"}).hz == 1
+    assert read({"QUAYSCOPE_HZ": "9" * 5_000}).hz == 100
+    assert read({"QUAYSCOPE_SERVICE_NAME": "q", "OTEL_SERVICE_NAME": "o"}).service_name == "q"
+    assert not read({"QUAYSCOPE_TRACING": "off"}).tracing
+    assert not read({"QUAYSCOPE_SQL_COMMENT": "Off "}).sql_comment
+    assert switched_off({"QUAYSCOPE_AGENT": "off"})
+    assert not switched_off({"QUAYSCOPE_AGENT": "on"})
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module that is not imported yet."""
+    name = f"quayscope_waited_for_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text("value = 1\nseen = __spec__.loader.get_source(__name__)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_patch_waits_for_the_import(module: str) -> None:
+    """A patch runs once, after the import, though the module was looked for before; its loader is its own."""
+    patched: list[ModuleType] = []
+    after_import(module, patched.append)
+    after_import(module, lambda found: setattr(found, "second", True))
+    assert importlib.util.find_spec(module) is not None
+    assert patched == []
+    imported: Any = importlib.import_module(module)
+    assert patched == [imported]
+    assert imported.second
+    assert imported.seen.startswith("value = 1")
+    assert type(imported.__loader__).__name__ == "SourceFileLoader"
+    after_import(module, patched.append)
+    assert len(patched) == 2
+
+
+def test_a_patch_that_fails_is_counted(module: str) -> None:
+    """What a patch raises stays here, and is told by type and place alone."""
+
+    def fail(_: ModuleType) -> None:
+        raise ValueError("a secret")
+
+    after_import(module, fail)
+    assert importlib.import_module(module).value == 1
+    assert faults.take() == {"faults": 1}
+    assert "secret" not in faults.first_fault()
+
+
+def test_no_increment_is_lost_to_a_signal() -> None:
+    """Counting in a signal handler and outside of it adds up."""
+    handled = 0
+
+    def handle(*_: object) -> None:
+        nonlocal handled
+        handled += 1
+        faults.add("x")
+
+    previous = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    taken = own = 0
+    try:
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            for _ in range(50):
+                faults.add("x")
+            own += 50
+            taken += faults.take().get("x", 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert handled > 50
+    assert taken + faults.take().get("x", 0) == own + handled
+
+
+def test_slots_are_cut_on_seconds_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second that runs stays; what nobody takes is dropped, the oldest first, and counted."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    held: Slots[str, int] = Slots()
+    held.now()["a"] = 1
+    assert held.take(everything=False) == []
+    clock[0] = 1001.5
+    held.now()["b"] = 2
+    assert held.waiting() == ["a", "b"]
+    assert held.take(everything=False) == [(1000, {"a": 1})]
+    assert held.take(everything=True) == [(1001, {"b": 2})]
+    for second in range(slots.MAX_SECONDS + 3):
+        clock[0] = 2000.0 + second
+        held.now()["c"] = 3
+    assert faults.take() == {"records_dropped": 3}
+    assert len(held.take(everything=True)) == slots.MAX_SECONDS
+
+
+def test_functions_are_forgotten_but_not_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too many functions the table starts anew, and a stack not yet written keeps its names."""
+    stacker = Stacker()
+    table = FrameTable(stacker)
+
+    def waiting() -> frames.Key:
+        return stacker.take(sys._getframe())
+
+    key = waiting()
+    other = stacker.take(sys._getframe())
+    assert table.resolve(key)
+    monkeypatch.setattr(frames, "MAX_CODES", 1)
+    assert table.forget_if_large([key])
+    assert table.undefined() == []
+    names = {number: name for number, name, _, _ in (table.resolve(key), table.undefined())[1]}
+    assert any(name.endswith("waiting") for name in names.values())
+    stacker.codes.clear()
+    fresh = FrameTable(stacker)
+    fresh.resolve(other)
+    assert {row[1] for row in fresh.undefined()} == {frames.FORGOTTEN}
+
+
+def request_of(**environ: str) -> Request:
+    """Return the request as it is while the application runs."""
+    seen: list[Request | None] = []
+    border = Border(lambda _: None, lambda _: None)
+
+    def application(_: Any, start: Any) -> list[bytes]:
+        seen.append(CURRENT.get())
+        start("200 OK", [])
+        return [b""]
+
+    wsgi = border.around_application(application)
+    border.around_worker(lambda: wsgi(environ, lambda *_: None))()
+    assert CURRENT.get() is None
+    (request,) = seen
+    assert request is not None
+    return request
+
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    ("header", "trace"),
+    [
+        (f"00-{TRACE}-{SPAN}-01", TRACE),
+        (f"00-{TRACE}-{SPAN}-00", TRACE),
+        (f"01-{TRACE}-{SPAN}-01-more", TRACE),
+        (f"ff-{TRACE}-{SPAN}-01", ""),
+        (f"00-{'0' * 32}-{SPAN}-01", ""),
+        (f"00-{TRACE.upper()}-{SPAN}-01", ""),
+        (f"00-{TRACE}-{SPAN}", ""),
+        (f"00-{TRACE}-{SPAN}-01-more", ""),
+        ("00-" + "'; drop table" * 10, ""),
+        ("", ""),
+    ],
+)
+def test_the_trace_is_read_strictly(header: str, trace: str) -> None:
+    """Only a valid traceparent gives a trace id (W3C Trace Context, level 1)."""
+    assert request_of(REQUEST_METHOD="GET", HTTP_TRACEPARENT=header).trace_id == trace
+
+
+def test_run_and_phase_come_from_the_baggage() -> None:
+    """Members are found among others, percent-decoded, their properties dropped, their length bounded."""
+    request = request_of(REQUEST_METHOD="GET", HTTP_BAGGAGE="a=b, run = r%2F1 ;ttl=3,phase=p")
+    assert (request.run, request.phase) == ("r/1", "p")
+    assert len(request_of(REQUEST_METHOD="GET", HTTP_BAGGAGE="run=" + "x" * 900).run) == 64
+    assert request_of(REQUEST_METHOD="GET", HTTP_BAGGAGE="running=1,%%%").run == ""
+
+
+def test_an_endpoint_is_never_a_raw_path() -> None:
+    """Without a route the endpoint says so; a method that is none is a question mark."""
+    assert request_of(REQUEST_METHOD="GET", PATH_INFO="/secret").endpoint == "GET (no route)"
+    assert request_of(REQUEST_METHOD="G'ET").endpoint == "? (no route)"
+    assert request_of().endpoint == "? (no route)"
+
+
+def test_what_the_application_raises_passes_through() -> None:
+    """An application's error reaches the worker as it was, and counts as a 500."""
+    ended: list[Request] = []
+    border = Border(lambda _: None, ended.append)
+
+    def application(*_: Any) -> list[bytes]:
+        raise LookupError("its own")
+
+    application.config = "kept"  # type: ignore[attr-defined]
+    wsgi = border.around_application(application)
+    assert wsgi.config == "kept"  # type: ignore[attr-defined]
+    with pytest.raises(LookupError, match="its own"):
+        border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
+    assert [(request.endpoint, request.status) for request in ended] == [("GET (no route)", 500)]
+
+
+def test_our_own_failure_is_not_the_applications() -> None:
+    """When noting a request fails, the request is served all the same, once."""
+
+    def fail(_: Request) -> None:
+        raise RuntimeError("ours")
+
+    calls: list[int] = []
+    border = Border(fail, fail)
+    wsgi = border.around_application(lambda *_: calls.append(1))
+    border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
+    assert calls == [1]
+    assert faults.take() == {"faults": 1}
