@@ -15,6 +15,8 @@ from quayscope.agent.bootstrap import wanted
 from quayscope.agent.commands import agent
 
 INJECT = Path(quayscope.agent.__path__[0]) / "inject"
+BARE = sys._base_executable  # type: ignore[attr-defined]  # known to the type checker under no name
+"""The interpreter without our virtual environment, in which Quayscope is installed."""
 LOADED = "import sys; print(sorted(n for n in sys.modules if n in ('threading', 'ssl') or 'quayscope.' in n))"
 
 
@@ -25,7 +27,7 @@ def run(*arguments: str, path: list[Path], **variables: str) -> subprocess.Compl
     }
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
     return subprocess.run(
-        [sys.executable, *arguments],
+        [BARE, *arguments],
         env={**environment, **variables},
         capture_output=True,
         text=True,
