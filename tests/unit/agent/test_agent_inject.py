@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -15,9 +20,16 @@ from quayscope.agent.bootstrap import wanted
 from quayscope.agent.commands import agent
 
 INJECT = Path(quayscope.agent.__path__[0]) / "inject"
-BARE = sys._base_executable  # type: ignore[attr-defined]  # known to the type checker under no name
-"""The interpreter without our virtual environment, in which Quayscope is installed."""
 LOADED = "import sys; print(sorted(n for n in sys.modules if n in ('threading', 'ssl') or 'quayscope.' in n))"
+
+
+@functools.cache
+def bare() -> str:
+    """Return an interpreter that has nothing installed: in ours, Quayscope is, and .pth files run."""
+    folder = tempfile.mkdtemp(prefix="quayscope-bare-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    venv.create(folder, symlinks=True, with_pip=False)
+    return str(Path(folder) / "bin" / "python")
 
 
 def run(*arguments: str, path: list[Path], **variables: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +39,7 @@ def run(*arguments: str, path: list[Path], **variables: str) -> subprocess.Compl
     }
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
     return subprocess.run(
-        [BARE, *arguments],
+        [bare(), *arguments],
         env={**environment, **variables},
         capture_output=True,
         text=True,
