@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect, sync_playwright
 
-SIZE = (1280, 1480)
+SIZE = (1280, 1800)
 DURATION = "40s"
 
 
