@@ -32,6 +32,8 @@ WORKERS = 2
 WINDOW_SECONDS = 10
 """Profiles are cut on these Unix boundaries; the last window is complete a little after its end."""
 WINDOW_GRACE_SECONDS = 4.5
+AGENT_SECONDS = 2.0
+"""How long an agent that came up before the sidecar may wait until it looks for it again."""
 LEDGER_SECONDS = 2.2
 """How long after its last request a worker may take to write its account."""
 
@@ -124,7 +126,9 @@ class _Demo:
             environment=self._application_environment(),
         )
         say("starting the sidecar")
+        # While the registry is still importing: its agents then find the relay at the first or second try.
         self._start_sidecar(socket, background)
+        self._wait_answering()
 
     def _run_once(self, name: str, arguments: list[str]) -> None:
         part = self._parts.start(name, [*python(), *arguments], environment=self._application_environment())
@@ -184,7 +188,6 @@ class _Demo:
             },
             essential=True,
         )
-        self._wait_answering()
 
     def _wait_answering(self, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
@@ -217,8 +220,7 @@ class _Demo:
     def fire(self) -> Observed:
         """Run the workload while watching every part; returns what was seen from outside."""
         options = self._options
-        # An agent that came up before the sidecar looks for it again within this time.
-        time.sleep(1.0)
+        time.sleep(AGENT_SECONDS)
         start = self._wait_for_whole_second()
         workers = children(self._registry.process.pid)
         cpu = {pid: cpu_seconds(pid) for pid in workers}

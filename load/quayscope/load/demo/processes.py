@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 __all__ = ["children", "cpu_seconds"]
@@ -32,4 +33,4 @@ def cpu_seconds(pid: int) -> float:
     except (OSError, IndexError, ValueError):
         return total / 1e9
     ticks = int(fields[11]) + int(fields[12])
-    return max(total / 1e9, ticks / 100)
+    return max(total / 1e9, ticks / os.sysconf("SC_CLK_TCK"))
