@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plain_user import NOBODY, PlainPython, as_nobody
+from quayscope.load.demo.processes import children
 
 LAUNCHER = Path(__file__).parent.parent / "refuse_syscalls.py"
 
@@ -112,7 +113,7 @@ class DemoProcess:
         pending = [self.process.pid]
         while pending:
             pid = pending.pop()
-            for child in _children(pid):
+            for child in children(pid):
                 found[child] = _command_line(child)
                 pending.append(child)
         return found
@@ -149,16 +150,6 @@ def alive(pids: Sequence[int]) -> list[int]:
         if state != "Z":
             running.append(pid)
     return running
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    except OSError:
-        pass
-    return found
 
 
 def _command_line(pid: int) -> str:

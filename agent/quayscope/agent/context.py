@@ -126,8 +126,11 @@ class _Application:
         except Exception as error:  # noqa: BLE001 - the border to somebody else's process
             fault(error)
 
-        def started(status: str, *arguments: Any, **named: Any) -> Any:
-            request.status = int(status[:3]) if status[:3].isdecimal() else 0
+        def started(status: Any, *arguments: Any, **named: Any) -> Any:
+            try:
+                request.status = int(status[:3])  # servers take bytes too
+            except Exception as error:  # noqa: BLE001 - what an odd status means is the server's to say
+                fault(error)
             return start_response(status, *arguments, **named)
 
         try:

@@ -104,17 +104,17 @@ def _mixer(base: type, timed: type) -> Callable[[Any], Any]:
     def mix(factory: Any) -> Any:
         if factory is None or factory is base:
             return timed
-        if not isinstance(factory, type) or not issubclass(factory, base) or issubclass(factory, timed):
-            return factory
-        # Kept on the class itself: OpenTelemetry makes one for each connection, and both must go together.
-        mixed = factory.__dict__.get(_MIXED)
-        if mixed is None:
-            try:
+        try:
+            if not isinstance(factory, type) or not issubclass(factory, base) or issubclass(factory, timed):
+                return factory
+            # Kept on the class itself: OpenTelemetry makes one a connection, and both must go together.
+            mixed = factory.__dict__.get(_MIXED)
+            if mixed is None:
                 mixed = type(factory.__name__, (factory, timed), {"__module__": factory.__module__})
                 setattr(factory, _MIXED, mixed)
-            except TypeError as error:
-                fault(error)
-                return factory
+        except Exception as error:  # noqa: BLE001 - classes of others may have metaclasses that refuse
+            fault(error)
+            return factory
         return mixed
 
     return mix

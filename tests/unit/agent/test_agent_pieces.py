@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from quayscope.agent import faults, frames, slots
+from quayscope.agent import faults, frames, slots, stalls
 from quayscope.agent.context import CURRENT, Border, Request
 from quayscope.agent.frames import FrameTable, Stacker
 from quayscope.agent.hooks import after_import
@@ -231,4 +231,43 @@ def test_our_own_failure_is_not_the_applications() -> None:
     wsgi = border.around_application(lambda *_: calls.append(1))
     border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
     assert calls == [1]
+    assert faults.take() == {"faults": 1}
+
+
+@pytest.mark.parametrize(("status", "noted"), [("204 No Content", 204), (b"204 No Content", 204), (None, 0)])
+def test_an_odd_status_is_the_servers_affair(status: Any, noted: int) -> None:
+    """Whatever an application passes as status reaches the server untouched; ours is noted or not."""
+    ended: list[Request] = []
+    passed: list[Any] = []
+    border = Border(lambda _: None, ended.append)
+
+    def application(_: Any, start: Any) -> list[bytes]:
+        start(status, [])
+        return [b""]
+
+    wsgi = border.around_application(application)
+    border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, lambda given, _: passed.append(given)))()
+    assert passed == [status]
+    assert [request.status for request in ended] == [noted]
+
+
+def test_a_class_that_refuses_attributes_connects_without_us() -> None:
+    """A connection class whose metaclass refuses what we add is used as it is, and the fault counted."""
+
+    class Stubborn(type):
+        def __setattr__(cls, name: str, value: Any) -> None:
+            raise RuntimeError("no")
+
+    class Driver:
+        pass
+
+    class Timed(Driver):
+        pass
+
+    class Theirs(Driver, metaclass=Stubborn):
+        pass
+
+    mix = stalls._mixer(Driver, Timed)
+    assert mix(None) is Timed
+    assert mix(Theirs) is Theirs
     assert faults.take() == {"faults": 1}
