@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quayscope.profile import Frame, Stack
-from quayscope.relay.records import Frames, Hello, resolve
+from quayscope.relay.parsing import resolve
+from quayscope.relay.records import Frames, Hello
 from quayscope.relay.windows import Series
 
 __all__ = ["Connection", "Room"]
