@@ -60,7 +60,32 @@ def install(arguments: list[str]) -> None:
     from quayscope.agent.memory import watch_sessions
 
     watch_sessions()
+    after_import("gunicorn.arbiter", _patch_arbiter)
     after_import("gunicorn.workers.base", _patch_gunicorn)
+
+
+def _patch_arbiter(module: ModuleType) -> None:
+    """Where the application is loaded in the master, load what workers need there too: once, and shared."""
+    arbiter_class: Any = module.Arbiter
+    plain = arbiter_class.setup
+
+    def setup(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = plain(self, *arguments, **named)
+        guarded(_preload, self)
+        return result
+
+    arbiter_class.setup = setup
+
+
+def _preload(arbiter: Any) -> None:
+    # Not before the application had its chance to let gevent patch these.
+    if arbiter.cfg.preload_app and "threading" in sys.modules and "ssl" in sys.modules:
+        from quayscope.agent import execs, psycopg, worker  # noqa: F401
+
+        if read(os.environ).tracing:
+            from quayscope.agent.tracing import load_sdk
+
+            load_sdk()
 
 
 def _patch_gunicorn(module: ModuleType) -> None:

@@ -14,11 +14,12 @@ import time
 from collections.abc import Mapping
 
 from quayscope.agent.faults import add
-from quayscope.agent.settings import DEFAULT_SOCKET, SOCKET
-from quayscope.relay.settings import COLLECTOR, LOCK_FD, PYROSCOPE
+from quayscope.agent.settings import COLLECTOR, DEFAULT_SOCKET, PYROSCOPE, SOCKET
 
-__all__ = ["Helper", "find_socket"]
+__all__ = ["LOCK_FD", "Helper", "find_socket"]
 
+LOCK_FD = "QUAYSCOPE_LOCK_FD"
+"""Tells the helper which descriptor is its lock."""
 _AGAIN_S = 5.0
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120 - may lie in an archive
 _CODE = (

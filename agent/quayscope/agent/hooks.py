@@ -50,6 +50,9 @@ class _Finder:
         self._asking: set[tuple[str, int]] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return guarded(self._find, name, path, target)
+
+    def _find(self, name: str, path: Any, target: Any) -> ModuleSpec | None:
         asking = (name, get_ident())
         if name not in self.patches or asking in self._asking:
             return None

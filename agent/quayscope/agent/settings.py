@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 __all__ = [
     "AGENT",
+    "COLLECTOR",
     "HZ",
     "MAX_HZ",
     "MAX_OVERHEAD",
     "MEMORY",
     "PROGRAMS",
+    "PYROSCOPE",
     "ROLE",
     "SERVICE_NAME",
     "SLOW_MS",
@@ -52,6 +54,10 @@ SQL_COMMENT = "QUAYSCOPE_SQL_COMMENT"
 MEMORY = "QUAYSCOPE_MEMORY"
 """Where pyroscope-io (1.4 or newer, where the application has it) pushes memory profiles, an http address
 such as the sidecar's http://127.0.0.1:4041. Default: none are taken."""
+COLLECTOR = "QUAYSCOPE_COLLECTOR"
+"""Address of a collector: where no sidecar listens, a helper process sends there."""
+PYROSCOPE = "QUAYSCOPE_PYROSCOPE"
+"""Address of a Pyroscope: likewise, profiles alone."""
 PROGRAMS = "QUAYSCOPE_PROGRAMS"
 """Programs to start in beside gunicorn, which run gunicorn by another name: names or modules,
 comma-separated."""

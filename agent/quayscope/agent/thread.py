@@ -65,10 +65,13 @@ class OwnThread:
             self._wake.acquire(True, seconds)
 
     def _run(self) -> None:
-        guarded(signal.pthread_sigmask, signal.SIG_BLOCK, _NOT_OURS)
+        guarded(self._loop)
+        self._ended.release()
+
+    def _loop(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_OURS)
         while not self._stopping:
             wait = guarded(self._step)
             if wait is None:
                 wait = LONGEST_WAIT_NS
             self.sleep(max(LEAST_WAIT_NS, min(wait, LONGEST_WAIT_NS)) / 1e9)
-        self._ended.release()

@@ -89,11 +89,15 @@ def _patch_executor(module: ModuleType, account: CpuAccount) -> None:
     plain = executor_class.submit
 
     def submit(self: Any, fn: Any, *arguments: Any, **named: Any) -> Any:
-        if account.running and current() is not None:
-            fn = guarded(_Task, fn, account) or fn
+        if account.running:
+            fn = guarded(_for_request, fn, account) or fn
         return plain(self, fn, *arguments, **named)
 
     executor_class.submit = submit
+
+
+def _for_request(task: Callable[..., Any], account: CpuAccount) -> Callable[..., Any]:
+    return task if current() is None else _Task(task, account)
 
 
 class _Task:

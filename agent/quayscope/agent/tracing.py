@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from quayscope.agent.context import Request, current
+from quayscope.agent.context import current
 from quayscope.agent.faults import add, fault, guarded
 from quayscope.profile.statement import normalize
 
@@ -40,9 +40,7 @@ class SpanKeeper:
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:  # noqa: ARG002 - the SDK's signature
         """Note the ids of a request's own span, and mark it as the one that its samples name."""
-        request = current()
-        if request is not None and not request.span_id:
-            guarded(_note, request, span)
+        guarded(_note, span)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep a finished span."""
@@ -73,8 +71,9 @@ class SpanKeeper:
         return scopes
 
 
-def _note(request: Request, span: Any) -> None:
-    if span.kind.name == "SERVER":
+def _note(span: Any) -> None:
+    request = current()
+    if request is not None and not request.span_id and span.kind.name == "SERVER":
         context = span.get_span_context()
         request.trace_id = format(context.trace_id, "032x")
         request.span_id = format(context.span_id, "016x")
@@ -121,6 +120,16 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
         elif isinstance(value, (bool, int, float)):
             kept[key] = value
     return kept
+
+
+def load_sdk() -> None:
+    """Import what `start_tracing` may need, where it is installed."""
+    try:
+        import opentelemetry.instrumentation.flask
+        import opentelemetry.instrumentation.psycopg2
+        import opentelemetry.sdk.trace  # noqa: F401
+    except ImportError:
+        pass
 
 
 def start_tracing(application: Any, ratio: float) -> SpanKeeper | None:

@@ -179,7 +179,7 @@ class WorkerAgent:
         if monkey is not None and monkey.is_module_patched("time"):
             gevent = sys.modules["gevent"]
             self._greenlet = self._usage.counts_slices = True
-            gevent.spawn(self._write_in_greenlet, gevent.sleep)
+            gevent.spawn(guarded, self._write_in_greenlet, gevent.sleep)
 
     def _write_in_greenlet(self, sleep: Callable[[float], None]) -> None:
         while not self._stopped:
