@@ -164,12 +164,12 @@ class _Reporter:
         self._since_ns = time.time_ns()
 
     def report(self) -> None:
-        counts = self._uplink.take_counts()
+        counts = {name: count for name, count in self._uplink.take_counts().items() if count}
         since, self._since_ns = self._since_ns, time.time_ns()
-        lost = {name: count for name, count in counts.items() if count and name in ("refused", "dropped")}
+        lost = {name: count for name, count in counts.items() if name in ("refused", "dropped")}
         if lost:
             log.warning("lost on the way", extra=lost)
-        if self._measured:
+        if counts and self._measured:
             metrics = [
                 Metric(f"quayscope.uplink.{name}", "1", "delta", [NumberPoint(count, self._since_ns, since)])
                 for name, count in counts.items()
