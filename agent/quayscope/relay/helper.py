@@ -25,6 +25,7 @@ import resource
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 from quayscope.relay.destination import COLLECTOR
@@ -127,6 +128,7 @@ def _serve(settings: Settings) -> None:
         reporter.report()
         uplink.close(_UPLINK_CLOSE_S)
         reporter.report()
+        log.info("ended", extra=dict(sorted(reporter.totals.items())))
 
 
 def _limit_memory() -> None:
@@ -155,16 +157,21 @@ def _watch(relay: Relay, stop: threading.Event, reporter: _Reporter) -> str:
 
 
 class _Reporter:
-    """Tells what became of what was sent: the collector, and the log where something was lost."""
+    """Tells what became of what was sent: the collector, and the log where something was lost.
+
+    `totals` are the uplink's counts since it began.
+    """
 
     def __init__(self, uplink: Uplink, labels: Mapping[str, str], *, measured: bool) -> None:
         self._uplink = uplink
         self._resource = {**labels, "service_name": "quayscope-relay"}
         self._measured = measured
         self._since_ns = time.time_ns()
+        self.totals: Counter[str] = Counter()
 
     def report(self) -> None:
         counts = {name: count for name, count in self._uplink.take_counts().items() if count}
+        self.totals.update(counts)
         since, self._since_ns = self._since_ns, time.time_ns()
         lost = {name: count for name, count in counts.items() if name in ("refused", "dropped")}
         if lost:

@@ -111,6 +111,8 @@ def test_certificates_password_and_tenant(
     assert [frame.function for frame in stack] == ["GET /a", "main", "work"]
     assert (attributes.span_id, attributes.run) == ("b" * 16, "")
     assert "hunter2" not in helper.log()
+    # A Pyroscope takes no counters: what it was not sent is in the log.
+    assert "ended pushed=1 unsent=" in helper.log()
 
 
 def test_a_receiver_that_repeats_the_token_does_not_get_it_into_the_log(start: Start, tmp_path: Path) -> None:
