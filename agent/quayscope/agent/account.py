@@ -78,7 +78,8 @@ class CpuAccount:
         """CPU of the main thread that was no request's, since its last sample."""
         self.lanes_nobodys_ns = 0
         self._request: Request | None = None
-        self._thread_ns = 0
+        self.settled_ns = 0
+        """The main thread's clock when it was last read."""
         self._process_ns = 0
         self._main_ns = 0
         self._others_ns = 0  # of all other threads; the lock guards it
@@ -89,7 +90,7 @@ class CpuAccount:
     def start(self) -> None:
         """Begin on the main thread."""
         self.main_ident = get_ident()
-        self._thread_ns = time.thread_time_ns()
+        self.settled_ns = time.thread_time_ns()
         self._process_ns, self._main_ns, self._others_ns = time.process_time_ns(), 0, 0
         self._request = current()
         with self.lock:
@@ -136,7 +137,7 @@ class CpuAccount:
         now = time.perf_counter_ns()
         self._charge()
         self._request = following = CURRENT.get()
-        self._turns.turn(greenlet, now, self._thread_ns, following)
+        self._turns.turn(greenlet, now, self.settled_ns, following)
         self._turns_until_timing -= 1
         if not self._turns_until_timing:
             self._turns_until_timing = _TURNS_A_TIMING
@@ -159,10 +160,10 @@ class CpuAccount:
     def settle(self) -> int:
         """Return the main thread's CPU since its clock was last read."""
         while True:
-            before = self._thread_ns
+            before = self.settled_ns
             now = time.thread_time_ns()
-            if self._thread_ns == before:  # else a sample came between the two
-                self._thread_ns = now
+            if self.settled_ns == before:  # else a sample came between the two
+                self.settled_ns = now
                 self._main_ns += now - before
                 return now - before
 

@@ -70,6 +70,8 @@ class CpuSampler:
         self._process_ns = 0  # the process's clock at the last sample
         self._due_ns = 0  # and when the next one is due
         self.hz = hz
+        self.longest_ns = 0
+        """CPU of the longest sample since somebody set this to 0."""
         self.running = False
 
     def start(self) -> None:
@@ -226,7 +228,10 @@ class CpuSampler:
             if locked:
                 account.lock.release()
         add("samples")
-        spent(time.perf_counter_ns() - began)
+        took = time.perf_counter_ns() - began
+        spent(took)
+        if took > self.longest_ns:
+            self.longest_ns = max(self.longest_ns, time.thread_time_ns() - account.settled_ns)
 
     def _take_main(self, table: Table, frame: FrameType | None, weight: int, locked: bool) -> None:
         request = current()

@@ -7,6 +7,9 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from types import CodeType, FrameType
 
+if not hasattr(CodeType, "co_lines"):  # CPython 3.9
+    import dis  # here, and not where it is needed: the agent's thread imports nothing
+
 __all__ = ["BLOCKED", "CPU_BOUND", "LATE", "MAX_DEPTH", "OWN", "UNSEEN", "FrameTable", "Key", "Stacker"]
 
 Key = tuple[int, ...]
@@ -87,8 +90,6 @@ class _Lines:
 def _line_starts(code: CodeType) -> list[tuple[int, int]]:
     if hasattr(code, "co_lines"):
         return [(start, line or code.co_firstlineno) for start, _, line in code.co_lines()]
-    import dis  # CPython 3.9 only
-
     return [(start, line or code.co_firstlineno) for start, line in dis.findlinestarts(code)]
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+from quayscope.agent.early import posix_spawn, waitpid
 from quayscope.agent.faults import add
 from quayscope.agent.settings import COLLECTOR, DEFAULT_SOCKET, PYROSCOPE, SOCKET
 
@@ -56,7 +57,7 @@ class Helper:
                 return
             # Under another number it is passed on; under this one it closes in whatever else is started.
             passed = 3 if lock != 3 else 4
-            self._launching = os.posix_spawn(
+            self._launching = posix_spawn(
                 sys.executable,
                 [sys.executable, "-S", "-E", "-c", _CODE.format(root=_ROOT)],
                 {**os.environ, LOCK_FD: str(passed), SOCKET: self._socket},
@@ -70,7 +71,7 @@ class Helper:
 
     def _reap(self) -> None:
         try:
-            pid, _ = os.waitpid(self._launching, os.WNOHANG)
+            pid, _ = waitpid(self._launching, os.WNOHANG)
         except ChildProcessError:
             pid = self._launching  # somebody who waits for all children was faster
         if pid:

@@ -218,7 +218,11 @@ class WorkerAgent:
         usage, hz = self._usage, self._cpu.hz
         if usage.second_passed():
             self._cpu.set_rate(self._governor.decide(usage.own_ns, usage.cpu_ns, usage.wall_ns, hz, wanted))
-            self._stream.levels = usage.levels(hz, self._governor.share)
+            self._stream.levels = {
+                **usage.levels(hz, self._governor.share),
+                "sample_cpu_max_ns": self._cpu.longest_ns,
+            }
+            self._cpu.longest_ns = 0
 
     def _take_asked(self) -> None:
         for _ in range(4):
