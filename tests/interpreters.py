@@ -63,7 +63,7 @@ class Missing(Exception):
 def find(version: str) -> Path:
     """Return the CPython of this version: on PATH, else the newest that pyenv keeps. Raises `Missing`."""
     for candidate in _candidates(version):
-        code = "import sys, venv; print('%d.%d' % sys.version_info[:2], sys.implementation.name)"
+        code = "import ensurepip, sys; print('%d.%d' % sys.version_info[:2], sys.implementation.name)"
         try:
             # A shim of pyenv is found on PATH whether or not its version is switched on.
             done = subprocess.run([candidate, "-c", code], capture_output=True, text=True, timeout=30)
@@ -72,7 +72,7 @@ def find(version: str) -> Path:
         if done.stdout.split() == [version, "cpython"]:
             return candidate
     raise Missing(
-        f"CPython {version} with its venv module was not found on PATH or under pyenv; "
+        f"CPython {version} with ensurepip was not found on PATH or under pyenv; "
         f"next: apt-get install python{version}-venv, or pyenv install {version}"
     )
 

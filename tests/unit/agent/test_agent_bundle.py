@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,19 +25,13 @@ AGENT = Path(quayscope.agent.__path__[0])
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache folder of this user's that everybody can reach; pytest's own are closed to others."""
-    folders = [tmp_path, *tmp_path.parents][:3]
-    modes = {folder: folder.stat().st_mode for folder in folders}
-    for folder in folders:
-        folder.chmod(0o755)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(bundle, "_SYSTEM_CACHE", tmp_path / "var")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield tmp_path / "cache"
-    for folder, mode in modes.items():
-        folder.chmod(stat.S_IMODE(mode))
+def cache(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first place that is tried; the others lie beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(open_folder / "cache"))
+    monkeypatch.setenv("HOME", str(open_folder))
+    monkeypatch.setattr(bundle, "_SYSTEM_CACHE", open_folder / "var")
+    monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
+    return open_folder / "cache"
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -112,11 +105,11 @@ def test_it_is_kept_once(cache: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
 
 
-def test_a_damaged_one_is_repaired(cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_one_is_repaired(cache: Path) -> None:
     """Files that were cut, closed, removed, or replaced by a link are put right; what a link shows stays."""
     folder = cached()
     archive = folder / "agent.zip"
-    other = tmp_path / "other"
+    other = cache.parent / "other"
 
     def cut() -> None:
         archive.write_bytes(archive.read_bytes()[:-1])
@@ -136,31 +129,31 @@ def test_a_damaged_one_is_repaired(cache: Path, tmp_path: Path) -> None:
     assert other.read_bytes() == b"somebody's"
 
 
-def test_a_link_in_its_place_is_not_followed(cache: Path, tmp_path: Path) -> None:
+def test_a_link_in_its_place_is_not_followed(cache: Path) -> None:
     """Where the folder's name is taken by a link, the next place is used and the link's target untouched."""
-    target = tmp_path / "target"
+    target = cache.parent / "target"
     target.mkdir()
     cache.mkdir()
     (cache / "quayscope").symlink_to(target)
-    assert cached().parent == tmp_path / ".cache" / "quayscope"
+    assert cached().parent == cache.parent / ".cache" / "quayscope"
     assert list(target.iterdir()) == []
 
 
-def test_a_folder_that_others_may_change_is_not_used(cache: Path, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_change_is_not_used(cache: Path) -> None:
     """A cache that other users could write to is passed over: they could replace the agent."""
     cache.mkdir()
     cache.chmod(0o777)
-    assert cached().parent == tmp_path / ".cache" / "quayscope"
+    assert cached().parent == cache.parent / ".cache" / "quayscope"
 
 
 def test_without_a_cache_it_is_kept_in_a_temporary_folder(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no cache can be made a folder of this user's among the temporary ones does; else it is said."""
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.setattr(bundle, "_SYSTEM_CACHE", Path("/proc/nowhere"))
-    ours = tmp_path / f"quayscope-{os.geteuid()}"
+    ours = cache.parent / f"quayscope-{os.geteuid()}"
     assert cached().parent == ours
     # The name is taken by a file: another one is made up.
     for path in sorted(ours.rglob("*"), reverse=True):
@@ -174,24 +167,24 @@ def test_without_a_cache_it_is_kept_in_a_temporary_folder(
     assert "XDG_CACHE_HOME" in raised.value.next_step
 
 
-def test_root_keeps_it_where_others_reach_it(cache: Path, tmp_path: Path) -> None:
+def test_root_keeps_it_where_others_reach_it(cache: Path) -> None:
     """Root's gunicorn may run its workers under another uid: a cache in a closed home is passed over.
 
     So is one that belongs to somebody else, as it does where HOME was kept when the user changed.
     """
     assert os.geteuid() == 0, "this test wants root; next: run it as root or in a container"
-    for folder in (cache, tmp_path / ".cache"):
+    for folder in (cache, cache.parent / ".cache"):
         folder.mkdir()
     cache.chmod(0o700)
-    os.chown(tmp_path / ".cache", NOBODY, NOBODY)
-    assert cached().parent == tmp_path / "var" / "quayscope"
+    os.chown(cache.parent / ".cache", NOBODY, NOBODY)
+    assert cached().parent == cache.parent / "var" / "quayscope"
 
 
-def test_run_sets_the_path_and_becomes_the_program(cache: Path, tmp_path: Path) -> None:
+def test_run_sets_the_path_and_becomes_the_program(cache: Path) -> None:
     """`agent run` puts the bundle first on PYTHONPATH, keeps what was there, and hands over its process."""
     code = "import os; print(os.getpid(), os.environ['PYTHONPATH'])"
     command = "from quayscope.agent.commands import agent; agent()"
-    own = [str(AGENT.parents[1]), str(tmp_path)]
+    own = [str(AGENT.parents[1]), str(cache.parent)]
     process = subprocess.Popen(
         [sys.executable, "-c", command, "run", "--", sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(own)},
