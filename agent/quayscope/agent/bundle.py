@@ -140,7 +140,7 @@ def _safe(base: Path) -> bool:
 def _own(folder: Path) -> None:
     """Make a folder, or make sure that the one there is ours: no symlink, nobody else's."""
     for parent in [parent for parent in reversed(folder.parents) if not parent.exists()]:
-        parent.mkdir()
+        parent.mkdir(exist_ok=True)
         parent.chmod(0o755)
     try:
         folder.mkdir()

@@ -105,6 +105,16 @@ def test_it_is_kept_once(cache: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
 
 
+def test_many_may_begin_at_once(cache: Path) -> None:
+    """Programs that start together all get the same folder, whole; nothing else is left in it."""
+    code = "from quayscope.agent.bundle import cached; print(cached())"
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    printed = {process.communicate(timeout=30)[0].strip() for process in processes}
+    assert printed == {str(cached())}
+    assert held(cached()) == contents()
+
+
 def test_a_damaged_one_is_repaired(cache: Path) -> None:
     """Files that were cut, closed, removed, or replaced by a link are put right; what a link shows stays."""
     folder = cached()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import quayscope.agent
-from interpreters import VERSIONS, bare
+from interpreters import VERSIONS, bare, find
 from quayscope.agent.bootstrap import wanted
 from quayscope.agent.bundle import write
 
@@ -21,25 +22,23 @@ LOADED = "import sys; print(sorted(n for n in sys.modules if n in ('threading', 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def run_with(
+    python: Path, *arguments: str, path: list[Path], **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these folders on PYTHONPATH, and nothing else of ours."""
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "QUAYSCOPE"))
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    return subprocess.run(
+        [python, *arguments], env={**environment, **variables}, capture_output=True, text=True, timeout=30
+    )
+
+
 @pytest.fixture(params=VERSIONS)
 def run(request: pytest.FixtureRequest) -> Run:
-    """Run Python with these folders on PYTHONPATH, and nothing else of ours."""
-    python = bare(request.param)
-
-    def run(*arguments: str, path: list[Path], **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "QUAYSCOPE"))
-        }
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
-        return subprocess.run(
-            [python, *arguments],
-            env={**environment, **variables},
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-
-    return run
+    """Run an interpreter that has nothing installed."""
+    return functools.partial(run_with, bare(request.param))
 
 
 @pytest.fixture
@@ -119,16 +118,15 @@ def test_the_applications_own_failure_is_its_own(run: Run, stack: Path, tmp_path
     assert (with_ours.stdout, with_ours.stderr) == (without.stdout, without.stderr)
 
 
-def test_a_users_own_customisation_runs(run: Run, stack: Path, tmp_path: Path) -> None:
-    """`usercustomize` is left to Python."""
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_users_own_customisation_runs(version: str, stack: Path, tmp_path: Path) -> None:
+    """`usercustomize` is left to Python, which runs it outside of virtual environments."""
     own = tmp_path / "own"
     own.mkdir()
     (own / "usercustomize.py").write_text("mark = 'own'")
-    code = (
-        "import site, sys; print(site.ENABLE_USER_SITE, getattr(sys.modules.get('usercustomize'), 'mark', 0))"
-    )
-    with_ours, without = (run("-c", code, path=path).stdout for path in ([stack, own], [own]))
-    assert with_ours == without
+    code = "import sys; print(sys.modules['usercustomize'].mark)"
+    done = run_with(find(version), "-c", code, path=[stack, own])
+    assert (done.stdout, done.stderr) == ("own\n", "")
 
 
 def test_two_copies_act_once(run: Run, stack: Path, tmp_path: Path, gunicorn: Path) -> None:
