@@ -147,9 +147,15 @@ def run_cell(cell: Cell, version: str, worker_class: str, bundle: Path, director
 def serve_through(running: Running, cell: Cell) -> None:
     """Serve, with helpers, through recycling and a reload where the cell has them."""
     first = set(running.gunicorn.workers())
-    running.ask(3 * MAX_REQUESTS if cell.recycle else MAX_REQUESTS)
+    running.ask(2 * MAX_REQUESTS)
+
+    def recycled() -> bool:
+        # Which worker takes a request is chance: the slower one may need some more.
+        running.ask(4)
+        return not first & set(running.gunicorn.workers())
+
     if cell.recycle:
-        until(lambda: not first & set(running.gunicorn.workers()), "both workers are recycled")
+        until(recycled, "both workers are recycled")
     running.ask_for_helpers(*WAYS)
     if cell.reload:
         before = set(running.gunicorn.workers())
