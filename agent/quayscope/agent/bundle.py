@@ -101,7 +101,7 @@ def _places() -> Iterator[Path]:
     """Yield where a bundle may be kept, the best first."""
     home = os.environ.get("HOME", "")
     named = (os.environ.get("XDG_CACHE_HOME", ""), f"{home}/.cache" if home else "")
-    bases = [Path(base) for base in named if base.startswith("/")]
+    bases = [Path(base) for base in named if base.startswith("/") and os.pathsep not in base]
     if os.geteuid() == 0:
         bases.append(_SYSTEM_CACHE)
     for base in bases:
