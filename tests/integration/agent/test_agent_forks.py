@@ -48,8 +48,9 @@ class Cell(NamedTuple):
 class Running:
     """A gunicorn with two workers, and what was asked of it."""
 
-    def __init__(self, gunicorn: Gunicorn, worker_class: str) -> None:
+    def __init__(self, gunicorn: Gunicorn, worker_class: str, notes: Path) -> None:
         self.gunicorn = gunicorn
+        self._notes = notes
         self._worker_class = worker_class
         self.burned: Counter[int] = Counter()
         """CPU nanoseconds that requests used, by worker."""
@@ -84,6 +85,19 @@ class Running:
 
         return dict(until(answer, path))
 
+    def noted(self, what: str) -> dict[int, str]:
+        """Return what workers wrote down (`ready`, `ended`), by pid."""
+        return {int(path.stem): path.read_text() for path in self._notes.glob(f"*.{what}")}
+
+    def settled(self) -> bool:
+        """Whether there are two workers that serve, and none is about to be recycled.
+
+        gunicorn loses a signal that meets a worker which has not begun to serve.
+        """
+        going = re.findall(r"\[(\d+)\] \[INFO\] Autorestarting", self.gunicorn.log())
+        workers = set(self.gunicorn.workers())
+        return len(workers & set(self.noted("ready"))) == len(workers - set(map(int, going))) == 2
+
     def descendants(self) -> Iterator[tuple[int, str]]:
         """Yield pid and state of everything below the master."""
         todo = self.gunicorn.workers()
@@ -100,8 +114,8 @@ class Running:
 
 def run_cell(cell: Cell, version: str, worker_class: str, bundle: Path, directory: Path, dsn: str) -> None:
     """Run one gunicorn from its start to its end, and hold what the relay got against the truth."""
-    exits = directory / "exits"
-    exits.mkdir(parents=True)
+    notes = directory / "notes"
+    notes.mkdir(parents=True)
     socket, kept = str(directory / "s"), Kept()
     relay = Relay(socket, kept, window_s=1)
     relay.start()
@@ -116,7 +130,7 @@ def run_cell(cell: Cell, version: str, worker_class: str, bundle: Path, director
             environment={
                 "QUAYSCOPE_SOCKET": socket,
                 "AGENT_TEST_DSN": dsn,
-                "AGENT_TEST_EXITS": str(exits),
+                "AGENT_TEST_NOTES": str(notes),
                 "HOME": str(directory),  # newer gunicorns keep a socket there
                 # With gevent and preload as in Quay, traces as well.
                 "QUAYSCOPE_TRACING": "auto" if worker_class == "gevent" and cell.preload else "off",
@@ -127,7 +141,7 @@ def run_cell(cell: Cell, version: str, worker_class: str, bundle: Path, director
             python=prepared(version),
         )
         try:
-            running = Running(gunicorn, worker_class)
+            running = Running(gunicorn, worker_class, notes)
             serve_through(running, cell)
             assert gunicorn.stop(signal.SIGTERM) == 0
         finally:
@@ -138,7 +152,7 @@ def run_cell(cell: Cell, version: str, worker_class: str, bundle: Path, director
     assert not UNCLEAN.search(log), log
     assert left_behind(socket) == []
     booted = set(map(int, re.findall(r"Booting worker with pid: (\d+)", log)))
-    ended = {int(path.name): int(path.read_text()) for path in exits.iterdir()}
+    ended = {pid: int(cpu_ns) for pid, cpu_ns in running.noted("ended").items()}
     assert set(ended) == booted, "a worker did not end in order"
     assert len(booted) >= (4 if cell.reload or cell.recycle else 2)
     compare(running, kept, ended)
@@ -156,14 +170,16 @@ def serve_through(running: Running, cell: Cell) -> None:
 
     if cell.recycle:
         until(recycled, "both workers are recycled")
+        until(running.settled, "their successors serve")
     running.ask_for_helpers(*WAYS)
     if cell.reload:
         before = set(running.gunicorn.workers())
         running.gunicorn.process.send_signal(signal.SIGHUP)
         until(lambda: not before & set(running.gunicorn.workers()), "new workers take over")
-        until(lambda: len(running.gunicorn.workers()) >= 2, "both have come")
+        until(running.settled, "both serve")
         running.ask(MAX_REQUESTS)
         running.ask_for_helpers("fork")
+    until(running.settled, "both serve to the end")
     until(lambda: not running.zombies(), "everybody was waited for")
 
 
