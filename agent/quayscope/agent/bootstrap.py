@@ -11,7 +11,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from quayscope.agent.faults import fault
+from quayscope.agent import early  # noqa: F401 - its functions must be taken now, before gevent replaces them
+from quayscope.agent.faults import guarded
 from quayscope.agent.hooks import after_import
 from quayscope.agent.settings import PROGRAMS, read, switched_off
 
@@ -26,6 +27,8 @@ WORKERS = {
     "gunicorn.workers.sync": "SyncWorker",
 }
 """Where each worker class handles one request: the method `handle_request`."""
+ROLES = frozenset(("web", "registry", "secscan"))
+"""Quay's applications, by the module that gunicorn is given; the pod's variables are the same for all."""
 
 _agent: WorkerAgent | None = None
 
@@ -73,7 +76,35 @@ def install(arguments: list[str]) -> None:
     """
     if switched_off(os.environ) or not wanted(arguments, os.environ.get(PROGRAMS, "")):
         return
+    from quayscope.agent.memory import watch_sessions
+
+    watch_sessions()
+    after_import("gunicorn.arbiter", _patch_arbiter)
     after_import("gunicorn.workers.base", _patch_gunicorn)
+
+
+def _patch_arbiter(module: ModuleType) -> None:
+    """Where the application is loaded in the master, load what workers need there too: once, and shared."""
+    arbiter_class: Any = module.Arbiter
+    plain = arbiter_class.setup
+
+    def setup(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = plain(self, *arguments, **named)
+        guarded(_preload, self)
+        return result
+
+    arbiter_class.setup = setup
+
+
+def _preload(arbiter: Any) -> None:
+    # Not before the application had its chance to let gevent patch these.
+    if arbiter.cfg.preload_app and "threading" in sys.modules and "ssl" in sys.modules:
+        from quayscope.agent import execs, psycopg, worker  # noqa: F401
+
+        if read(os.environ).tracing:
+            from quayscope.agent.tracing import load_sdk
+
+            load_sdk()
 
 
 def _patch_gunicorn(module: ModuleType) -> None:
@@ -82,23 +113,52 @@ def _patch_gunicorn(module: ModuleType) -> None:
     plain_init, plain_load = worker_class.init_process, worker_class.load_wsgi
 
     def init_process(self: Any, *arguments: Any, **named: Any) -> Any:
-        _start()
+        guarded(_start, self)
         try:
             return plain_init(self, *arguments, **named)
         finally:
-            _stop()
+            guarded(_stop)
 
     def load_wsgi(self: Any, *arguments: Any, **named: Any) -> Any:
         result = plain_load(self, *arguments, **named)
-        try:
-            if _agent is not None and _speaks_wsgi(self):
-                _serve(self, _agent)
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
+        guarded(_loaded, self)
         return result
 
     worker_class.init_process = init_process
     worker_class.load_wsgi = load_wsgi
+
+
+def _start(worker: Any) -> None:
+    global _agent
+    # Imported here: in the worker, after gevent has patched what it patches.
+    import atexit
+
+    from quayscope.agent.execs import around_exec
+    from quayscope.agent.psycopg import patch_psycopg2
+    from quayscope.agent.worker import WorkerAgent
+
+    settings = read(os.environ)
+    agent = WorkerAgent(settings, settings.role or _role(worker))
+    after_import("psycopg2", lambda module: patch_psycopg2(module, agent.stalls))
+    after_import("flask.app", _patch_flask)
+    for name, worker_class in WORKERS.items():
+        after_import(name, lambda module, found=worker_class: _patch_worker(module, found, agent))  # type: ignore[misc]
+    around_exec(agent.before_exec, agent.after_exec)
+    agent.start()
+    atexit.register(lambda: guarded(_stop))
+    _agent = agent
+
+
+def _role(worker: Any) -> str:
+    """Return Quay's name of the application that gunicorn was given, else web."""
+    uri = str(getattr(getattr(worker, "app", None), "app_uri", None) or "")
+    name = uri.partition(":")[0].rpartition(".")[2]
+    return name if name in ROLES else "web"
+
+
+def _loaded(worker: Any) -> None:
+    if _agent is not None and _speaks_wsgi(worker):
+        _serve(worker, _agent)
 
 
 def _speaks_wsgi(worker: Any) -> bool:
@@ -112,31 +172,10 @@ def _serve(worker: Any, agent: WorkerAgent) -> None:
 
     def run(*arguments: Any, **named: Any) -> Any:
         # Only now: the application's own hooks have run, and may have set up tracing.
-        agent.serve(application)
+        guarded(agent.serve, application)
         return plain_run(*arguments, **named)
 
     worker.run = run
-
-
-def _start() -> None:
-    global _agent
-    try:
-        # Imported here: in the worker, after gevent has patched what it patches.
-        import atexit
-
-        from quayscope.agent.stalls import patch_psycopg2
-        from quayscope.agent.worker import WorkerAgent
-
-        agent = WorkerAgent(read(os.environ))
-        after_import("psycopg2", lambda module: patch_psycopg2(module, agent.stalls))
-        after_import("flask.app", _patch_flask)
-        for name, worker_class in WORKERS.items():
-            after_import(name, lambda module, found=worker_class: _patch_worker(module, found, agent))  # type: ignore[misc]
-        agent.start()
-        atexit.register(_stop)
-        _agent = agent
-    except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-        fault(error)
 
 
 def _patch_worker(module: ModuleType, name: str, agent: WorkerAgent) -> None:
@@ -145,11 +184,8 @@ def _patch_worker(module: ModuleType, name: str, agent: WorkerAgent) -> None:
 
 
 def _stop() -> None:
-    try:
-        if _agent is not None:
-            _agent.stop()
-    except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-        fault(error)
+    if _agent is not None:
+        _agent.stop()
 
 
 def _patch_flask(module: ModuleType) -> None:
@@ -159,14 +195,14 @@ def _patch_flask(module: ModuleType) -> None:
     flask_class: Any = module.Flask
     plain = flask_class.full_dispatch_request
 
+    def note_rule() -> None:
+        running = CURRENT.get()
+        rule = getattr(sys.modules["flask"].request, "url_rule", None)
+        if running is not None and rule is not None:
+            running.rule = rule.rule
+
     def full_dispatch_request(self: Any, *arguments: Any, **named: Any) -> Any:
-        try:
-            running = CURRENT.get()
-            rule = getattr(sys.modules["flask"].request, "url_rule", None)
-            if running is not None and rule is not None:
-                running.rule = rule.rule
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
+        guarded(note_rule)
         return plain(self, *arguments, **named)
 
     flask_class.full_dispatch_request = full_dispatch_request

@@ -1,239 +1,321 @@
 """CPU profile of one worker: a timer signal on the main thread, weighted by measured CPU.
 
 The timer counts the process's CPU time, so an idle worker takes no samples. The handler reads the
-interrupted frame and the request of the running greenlet. A long call into C delays it, and a sample that
-weighed all CPU since the one before would then take over what ran before the call: requests of a few
-milliseconds would lose to their long neighbours. So the clock is also read when a request begins and ends
-and when greenlets take turns (measured: 1.2 us a turn): each endpoint's CPU is exact. What no sample of a
-request covered is kept for the next sample of the same endpoint, whose stack stands for it, without
-claiming its trace.
-
-Greenlets are followed by `greenlet.settrace`, of which there is one: an earlier function is still called.
-Where somebody takes ours away, the samples alone weigh what ran since the one before.
+interrupted frame and the request of the running greenlet, and the frames and clocks of the other threads.
+A long call into C delays it, and a sample that weighed all CPU since the one before would then take over
+what ran before the call: requests of a few milliseconds would lose to their long neighbours. So the clocks
+are also read whenever somebody else's work begins (`account`), and what no sample of a request covered is
+kept for the next sample of the same endpoint, whose stack stands for it.
 """
 
 from __future__ import annotations
 
-import _thread
+import gc
 import signal
 import sys
 import time
 from types import FrameType
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-from quayscope.agent.context import CURRENT, Request
-from quayscope.agent.faults import add, fault
-from quayscope.agent.frames import Key, Stacker
-from quayscope.agent.slots import MAX_KEYS, Slots
+from quayscope.agent.account import CpuAccount, Lane
+from quayscope.agent.context import About, Endpoint, Request, current
+from quayscope.agent.faults import add, guarded, spent
+from quayscope.agent.frames import LATE, OWN, Key, Stacker
+from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots
+from quayscope.agent.turns import Turns
 
-__all__ = ["BETWEEN_SAMPLES", "OTHER_THREADS", "About", "CpuSampler", "Endpoint"]
+__all__ = ["BETWEEN_SAMPLES", "LATE_PERIODS", "OTHER_THREADS", "CpuSampler"]
 
 OTHER_THREADS: Key = ()
-"""The stack of CPU that threads other than the main one used: measured, seen from afar."""
+"""The stack of CPU of threads that are not Python's, or that nobody told us of: measured, seen from afar."""
 BETWEEN_SAMPLES: Key = (0,)
 """The stack of CPU for which no sample of its endpoint came in time."""
-_OTHER_LEAST_NS = 1_000_000
-_WAITS_NS = 50_000_000
+LATE_PERIODS = 5
+"""A sample that weighs more periods than this is marked: what delayed it is the line it stands on."""
+_HALF_NS = 500_000_000
+"""Half a period, times the rate: who used less since the last sample is left for the next one."""
+_TIMER_SHARE = 0.4
+"""The timer's interval, as a part of a period. The kernel looks at its timers at the clock's ticks alone, and
+counts what a process used by them: of one that runs a millisecond at a time it misses a third. So the signal
+comes more often, and the handler takes a sample when the CPU's own clock says that one is due."""
+_CATCH_UP_PERIODS = 2
+"""Samples that came too late are made up for, but not those that a long call into C swallowed."""
+_WAITS_PERIODS = 2
+_SELDOM_NS, _OFTEN_NS = 250_000_000, 50_000_000
 _KEEP_S = 5
 """How long CPU waits for a sample of its endpoint: it must not leave its ten-second window often."""
 
-
-class Endpoint(NamedTuple):
-    """What CPU of several requests has in common, where it is no one request's."""
-
-    endpoint: str
-    run: str
-    phase: str
-
-
-About = Union[Request, Endpoint, None]
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]
+Table = dict[tuple[About, Key], list[int]]
+
+
+class _Waiting(NamedTuple):
+    """What waits for a sample: whose it is, and whether the main thread or another one used it."""
+
+    endpoint: Endpoint
+    lane: bool
 
 
 class CpuSampler:
-    """Samples from `start` to `stop`. Must be used on the main thread of a worker."""
+    """Samples from `start` to `stop`. `start` and `stop` must be called on the main thread of a worker."""
 
-    def __init__(self, stacker: Stacker, hz: int) -> None:
+    def __init__(self, stacker: Stacker, turns: Turns, length: SlotLength, hz: int) -> None:
         self._stacker = stacker
-        self._period = 1.0 / hz
-        self.samples: Slots[tuple[About, Key], list[int]] = Slots()
-        self._unsampled: dict[Endpoint, list[int]] = {}  # nanoseconds, Unix second of the first
-        self._nobodys_ns = 0
-        self._running: Request | None = None
-        self._exact = False
-        self._greenlet: Any = None
-        self._previous_trace: Callable[[str, Any], Any] | None = None
-        self._main = 0
-        self._thread_ns = 0
-        self._process_ns = 0
-        self._process_thread_ns = 0
-        self._threads_ns = 0  # of requests on other threads, since `_process_ns`
+        self.account = CpuAccount(self._rest, turns)
+        self.samples: Slots[tuple[About, Key], list[int]] = Slots(length)
+        self._unsampled: dict[_Waiting, list[int]] = {}  # nanoseconds, Unix second of the first
+        self._stacks: dict[Endpoint, Key] = {}  # the last one of each
         self._previous: Handler = None
+        self._armed = False
+        self._process_ns = 0  # the process's clock at the last sample
+        self._due_ns = 0  # and when the next one is due
+        self.hz = hz
         self.running = False
 
     def start(self) -> None:
         """Arm the timer. An earlier handler of the signal is kept and still called."""
-        # The kernel's: gevent's `get_ident` tells greenlets apart.
-        self._main = _thread.get_native_id()
-        self._thread_ns = self._process_thread_ns = time.thread_time_ns()
-        self._process_ns = time.process_time_ns()
-        self._previous = signal.signal(signal.SIGPROF, self._sample)
+        self.account.start()
+        self._previous = signal.signal(signal.SIGPROF, self._signalled)
         signal.siginterrupt(signal.SIGPROF, False)
-        signal.setitimer(signal.ITIMER_PROF, self._period, self._period)
         self.running = True
+        self.arm()
 
-    def follow(self) -> None:
-        """Read the clock at each request's begin and end, and where there are greenlets, at their turns.
+    def arm(self) -> None:
+        """Begin, or go on, or go on at another rate."""
+        if self.running:
+            self._process_ns = time.process_time_ns()
+            self._due_ns = self._process_ns + SECOND_NS // self.hz
+            interval = _TIMER_SHARE / self.hz
+            signal.setitimer(signal.ITIMER_PROF, interval, interval)
+            self._armed = True
 
-        To be called when the application is loaded, which may set a trace function itself.
-        """
-        if "gevent" in sys.modules and self._greenlet is None:
-            self._greenlet = sys.modules["greenlet"]
-            self._previous_trace = self._greenlet.settrace(self._switched)
-        self._settle()
-        self._exact = True
+    def disarm(self) -> None:
+        """Hold the timer: an armed one outlives `exec`, and kills an interpreter that ends."""
+        if self._armed:
+            self._armed = False
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
 
-    def _follows(self) -> bool:
-        return self._greenlet is None or self._greenlet.gettrace() == self._switched
+    def set_rate(self, hz: int) -> None:
+        """Take `hz` samples a CPU second from now on."""
+        if hz != self.hz:
+            self.hz = hz
+            if self._armed:
+                self.arm()
 
-    def _switched(self, event: str, arguments: Any) -> None:
-        try:
-            # The context is the next greenlet's already.
-            self._charge()
-            self._running = CURRENT.get()
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
-        if self._previous_trace is not None:
-            self._previous_trace(event, arguments)
+    def pause(self) -> None:
+        """Take no samples and follow nobody, until `resume`."""
+        self.disarm()
+        self.account.stop()
 
-    def _charge(self) -> None:
-        """Give the CPU since the clock was last read to who had it, for a sample to stand for."""
-        spent = self._settle()
-        request = self._running
-        if request is None:
-            self._nobodys_ns += spent
-        else:
-            request.unsampled_ns += spent
+    def resume(self) -> None:
+        """Go on after a pause."""
+        self.account.start()
+        self.account.follow()
+        self.arm()
 
     def stop(self) -> None:
-        """Disarm: an armed timer kills the interpreter when it ends with "Profiling timer expired"."""
+        """Disarm, and give the signal back."""
         if not self.running:
             return
-        self.running = self._exact = False
-        if self._greenlet is not None and self._follows():
-            self._greenlet.settrace(self._previous_trace)
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        # Not SIG_DFL, whose action is to kill: a last signal may be on its way.
-        previous = self._previous
-        signal.signal(signal.SIGPROF, previous if callable(previous) else signal.SIG_IGN)
+        self.disarm()
+        self.running = False
+        self.account.stop()
+        if signal.getsignal(signal.SIGPROF) == self._signalled:
+            # Not SIG_DFL, whose action is to kill: a last signal may be on its way.
+            previous = self._previous
+            signal.signal(signal.SIGPROF, previous if callable(previous) else signal.SIG_IGN)
 
-    def begin(self, request: Request) -> None:
-        """Note that a request begins, on its own greenlet or thread: the CPU up to now was not its own."""
-        if not self.running:
+    def forget(self) -> None:
+        """In a child of the worker: it has no timer, and gathers nothing."""
+        self.running = self._armed = False
+        self.account.stop()
+        self.samples.clear()
+
+    def check(self) -> None:
+        """Notice what others took from us: the signal, the timer, the greenlets' trace function."""
+        self.account.check()
+        if not self._armed:
             return
-        if _thread.get_native_id() != self._main:
-            request.thread_ns = time.thread_time_ns()
-        elif self._exact:
-            self._charge()
-            self._running = request
+        if signal.getsignal(signal.SIGPROF) != self._signalled:
+            # Theirs now, and the timer with it: two of us would only disturb each other.
+            self._armed = False
+            add("timers_lost")
+        elif not signal.getitimer(signal.ITIMER_PROF)[1]:
+            add("timers_lost")
+            self.arm()
 
-    def end(self, request: Request) -> None:
-        """Note that a request has ended, on its own greenlet or thread."""
-        if not self.running:
-            return
-        if request.thread_ns:
-            spent = time.thread_time_ns() - request.thread_ns
-            self._threads_ns += spent
-        elif self._exact:
-            self._charge()
-            self._running = None
-            spent, request.unsampled_ns = request.unsampled_ns, 0
-        else:
-            return
-        request.busy_ns += spent
-        held = self._unsampled.setdefault(
-            Endpoint(request.endpoint, request.run, request.phase), [0, int(time.time())]
-        )
-        held[0] += spent
+    def kept_stacks(self) -> list[Key]:
+        """Return the stacks still needed: of tables not yet taken, and the last ones of endpoints."""
+        return [key for _, key in self.samples.waiting()] + list(self._stacks.values())
 
-    def waits(self) -> bool:
-        """Whether CPU was used that no sample came for: the main thread waits while others work."""
-        return self.running and time.process_time_ns() - self._process_ns > _WAITS_NS
+    def stand_in(self) -> int:
+        """Sample the other threads, from the agent's own, when the main one cannot: it waits in C.
 
-    def _settle(self) -> int:
-        """Return the main thread's CPU since the clock was last read here."""
-        while True:
-            before = self._thread_ns
-            now = time.thread_time_ns()
-            if self._thread_ns == before:  # else a sample came between the two
-                self._thread_ns = now
-                return now - before
+        Returns after how many nanoseconds to come again.
+        """
+        if not self._armed or not self.account.lanes:
+            return _SELDOM_NS
+        used, period = time.process_time_ns(), SECOND_NS // self.hz
+        if used - self._process_ns <= _WAITS_PERIODS * period:
+            return _OFTEN_NS
+        add("samples")
+        with self.account.lock:
+            self._process_ns = used
+            self._take_lanes(self.samples.now(), 0)
+        return period
+
+    def settle_own(self) -> int:
+        """Write down what the agent's own thread used, on that thread; returns it."""
+        with self.account.lock:
+            passed = self.account.settle_own()
+            self._add(self.samples.now(), (None, OWN), passed, 0)
+        return passed
 
     def flush(self, *, everything: bool) -> None:
         """Give up waiting for samples of endpoints that had CPU some seconds ago: write it as it is."""
-        if self._exact and not self._follows():
-            self._exact, self._running = False, None
-            add("greenlets_lost")
         oldest = int(time.time()) + (1 if everything else -_KEEP_S)
-        for endpoint in [name for name, held in self._unsampled.items() if held[1] < oldest]:
-            self._add(self.samples.now(), (endpoint, BETWEEN_SAMPLES), self._unsampled.pop(endpoint)[0], 0)
-        if everything:
-            rest, self._nobodys_ns = self._nobodys_ns + self._settle(), 0
-            self._add(self.samples.now(), (None, BETWEEN_SAMPLES), rest, 0)
-            self._add_other_threads(self.samples.now())
-
-    def _sample(self, number: int, frame: FrameType | None) -> None:
-        try:
-            now = time.thread_time_ns()
-            spent = now - self._thread_ns
-            self._thread_ns = now
-            request = CURRENT.get()
+        with self.account.lock:
             table = self.samples.now()
-            key = self._stacker.take(frame)
-            if request is None:
-                spent += self._nobodys_ns
-                self._nobodys_ns = 0
-            else:
-                spent += request.unsampled_ns
-                request.unsampled_ns = 0
-                request.busy_ns += spent
-                if request.rule:
-                    self._stand_for(table, request, key)
-            self._add(table, (request, key), spent, 1)
-            self._add_other_threads(table)
-            add("samples")
-            add("cpu_ns", time.thread_time_ns() - now)
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
+            for waiting in [name for name, held in self._unsampled.items() if held[1] < oldest]:
+                self._add(table, (waiting.endpoint, BETWEEN_SAMPLES), self._unsampled.pop(waiting)[0], 0)
+            if len(self._stacks) > MAX_KEYS:
+                self._stacks.clear()
+            if everything:
+                account = self.account
+                rest = account.nobodys_ns + account.lanes_nobodys_ns + account.settle()
+                account.nobodys_ns = account.lanes_nobodys_ns = 0
+                self._add(table, (None, BETWEEN_SAMPLES), rest, 0)
+                self._take_lanes(table, 0)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        # A collection that our own few objects set off would be the application's, in our time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            guarded(self._sample, frame)
+        finally:
+            if collecting:
+                gc.enable()
         previous = self._previous
         if callable(previous):
             previous(number, frame)
 
-    def _stand_for(self, table: dict[tuple[About, Key], list[int]], request: Request, key: Key) -> None:
+    def _sample(self, frame: FrameType | None) -> None:
+        if not self._armed:
+            return
+        began = time.perf_counter_ns()
+        used = time.process_time_ns()
+        if used < self._due_ns:
+            spent(time.perf_counter_ns() - began)
+            return
+        period = SECOND_NS // self.hz
+        self._due_ns = max(self._due_ns + period, used - _CATCH_UP_PERIODS * period)
+        self._process_ns = used
+        account = self.account
+        weight = account.settle()
+        table = self.samples.now()
+        # Never waits: whoever has the lock may be what this signal interrupted.
+        locked = account.lock.acquire(False)
+        try:
+            others = self._take_lanes(table, weight) if locked else 0
+            if others and weight * self.hz < _HALF_NS:
+                account.keep(weight)
+            else:
+                self._take_main(table, frame, weight, locked)
+        finally:
+            if locked:
+                account.lock.release()
+        add("samples")
+        spent(time.perf_counter_ns() - began)
+
+    def _take_main(self, table: Table, frame: FrameType | None, weight: int, locked: bool) -> None:
+        request = current()
+        key = self._stacker.take(frame)
+        if weight * self.hz > LATE_PERIODS * SECOND_NS:
+            key = LATE + key
+        if request is None:
+            weight, self.account.nobodys_ns = weight + self.account.nobodys_ns, 0
+        else:
+            weight, request.unsampled_ns = weight + request.unsampled_ns, 0
+            request.busy_ns += weight
+            if locked:
+                self._stand_for(table, request, key, lane=False)
+        self._add(table, (request, key), weight, 1)
+
+    def _take_lanes(self, table: Table, main_ns: int) -> int:
+        """Sample the other threads; the lock must be held. Returns how many samples were taken.
+
+        Those that used half a period since their last sample; where nobody did, and the main thread neither,
+        the one that used most. The others go on adding up.
+        """
+        account = self.account
+        due: list[tuple[Lane, FrameType]] = []
+        most: tuple[int, Lane, FrameType] | None = None
+        if account.lanes:
+            frames = sys._current_frames()
+            for ident, lane in list(account.lanes.items()):
+                frame = frames.get(ident)
+                waiting = lane.waiting()
+                if frame is None or waiting is None:
+                    del account.lanes[ident]  # it ended without a word
+                elif waiting * self.hz >= _HALF_NS:
+                    due.append((lane, frame))
+                elif waiting > main_ns and (most is None or waiting > most[0]):
+                    most = waiting, lane, frame
+        other = account.settle_others()
+        if other:
+            self._add(table, (None, OTHER_THREADS), other, int(other * self.hz >= _HALF_NS))
+        if most is not None and not due and other < most[0] and main_ns * self.hz < _HALF_NS:
+            due.append(most[1:])
+        for lane, frame in due:
+            self._take_lane(table, lane, frame)
+        return len(due) + (other * self.hz >= _HALF_NS)
+
+    def _take_lane(self, table: Table, lane: Lane, frame: FrameType) -> None:
+        account = self.account
+        request = lane.request
+        if request is not None and request.ended:
+            request = None
+        weight = account.settle_lane(lane)
+        key = self._stacker.take(frame)
+        if weight * self.hz > LATE_PERIODS * SECOND_NS:
+            key = LATE + key
+        if request is None:
+            weight, account.lanes_nobodys_ns = weight + account.lanes_nobodys_ns, 0
+        else:
+            request.busy_ns += weight
+            self._stand_for(table, request, key, lane=True)
+        self._add(table, (request, key), weight, 1)
+
+    def _rest(self, request: Request, nanoseconds: int, lane: bool) -> None:
+        """Keep what a request used without a sample; of one that is traced, under its own trace."""
+        endpoint = request.about()
+        if request.span_id and nanoseconds:
+            key = request.stack or self._stacks.get(endpoint, BETWEEN_SAMPLES)
+            self._add(self.samples.now(), (request, key), nanoseconds, 0)
+            return
+        held = self._unsampled.setdefault(_Waiting(endpoint, lane), [0, int(time.time())])
+        held[0] += nanoseconds
+
+    def _stand_for(self, table: Table, request: Request, key: Key, *, lane: bool) -> None:
         """Give this stack the CPU of its endpoint that no sample covered."""
-        endpoint = Endpoint(request.endpoint, request.run, request.phase)
-        held = self._unsampled.pop(endpoint, None)
+        if request.span_id:
+            request.stack = key
+        if not request.rule:
+            return
+        endpoint = request.about()
+        self._stacks[endpoint] = key
+        held = self._unsampled.pop(_Waiting(endpoint, lane), None)
         if held is not None and held[0]:
             self._add(table, (endpoint, key), held[0], 0)
 
-    def _add_other_threads(self, table: dict[tuple[About, Key], list[int]]) -> None:
-        process, thread = time.process_time_ns(), time.thread_time_ns()
-        claimed = self._threads_ns
-        other = (process - self._process_ns) - (thread - self._process_thread_ns) - claimed
-        if other >= _OTHER_LEAST_NS:  # less cannot be told from the two clocks' difference
-            self._add(table, (None, OTHER_THREADS), other, 1)
-            self._process_ns, self._process_thread_ns = process, thread
-            self._threads_ns -= claimed
-
     @staticmethod
-    def _add(
-        table: dict[tuple[About, Key], list[int]], key: tuple[About, Key], spent: int, count: int
-    ) -> None:
+    def _add(table: Table, key: tuple[About, Key], nanoseconds: int, count: int) -> None:
         held = table.get(key)
         if held is not None:
-            held[0] += spent
+            held[0] += nanoseconds
             held[1] += count
         elif len(table) < MAX_KEYS:
-            table[key] = [spent, count]
+            table[key] = [nanoseconds, count]
         else:
             add("records_dropped")

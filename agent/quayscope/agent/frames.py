@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from types import CodeType, FrameType
 
-__all__ = ["MAX_DEPTH", "FrameTable", "Key", "Stacker"]
+__all__ = ["BLOCKED", "CPU_BOUND", "LATE", "MAX_DEPTH", "OWN", "UNSEEN", "FrameTable", "Key", "Stacker"]
 
 Key = tuple[int, ...]
 """A stack as (id of code, offset of instruction) pairs, leaf first: cheap to take and to hash."""
@@ -22,6 +22,21 @@ TRUNCATED = "[truncated]"
 """Root of stacks that are cut before their root."""
 FORGOTTEN = "[forgotten]"
 """Stands for a function that was forgotten before its sample was written."""
+LATE: Key = (1, 0)
+"""Leaf of a sample that came late: the line below it called into C, and the interpreter had to wait."""
+CPU_BOUND: Key = (2, 0)
+BLOCKED: Key = (3, 0)
+UNSEEN: Key = (4, 0)
+"""Leaves of time in which one greenlet kept the hub: computing, waiting, or not looked at in time."""
+OWN: Key = (5, 0)
+"""The stack of the agent's own thread."""
+_LEAVES = {
+    OWN[0]: (AGENT, "[root]"),
+    LATE[0]: ("[C call]", "[native]"),
+    CPU_BOUND[0]: ("Hub:cpu", "[wait]"),
+    BLOCKED[0]: ("Hub:blocked", "[wait]"),
+    UNSEEN[0]: ("Hub:unseen", "[wait]"),
+}
 # As it stands in co_filename, so not made absolute.
 _PACKAGE = os.path.dirname(__file__)  # noqa: PTH120 - pathlib is slow to import
 _OWN = (_PACKAGE + os.sep, os.path.join(os.path.dirname(_PACKAGE), "profile") + os.sep)  # noqa: PTH118, PTH120
@@ -85,7 +100,7 @@ class FrameTable:
         self._lines: dict[int, _Lines] = {}
         self._ids: dict[tuple[int, int], int] = {}
         self._definitions: list[tuple[int, str, str, int]] = []
-        self._roots: dict[str, int] = {}
+        self._marks: dict[str, int] = {}
         self._sent = 0
 
     def resolve(self, key: Key) -> list[int]:
@@ -93,7 +108,7 @@ class FrameTable:
 
         The agent's own frames are left out; a stack that begins with them is its own work, and says so.
         """
-        ids: list[int] = [self.root(TRUNCATED)] if len(key) >= 2 * MAX_DEPTH else []
+        ids: list[int] = [self.mark(TRUNCATED)] if len(key) >= 2 * MAX_DEPTH else []
         codes, tables, known = self._stacker.codes, self._lines, self._ids
         last = len(key) - 2
         for index in range(last, -1, -2):
@@ -102,12 +117,12 @@ class FrameTable:
             if table is None:
                 code = codes.get(number)
                 if code is None:
-                    ids.append(self.root(FORGOTTEN))
+                    ids.append(self.mark(*_LEAVES.get(number, (FORGOTTEN, "[root]"))))
                     continue
                 table = tables[number] = _Lines(code)
             if table.own:
                 if index == last:
-                    ids.append(self.root(AGENT))
+                    ids.append(self.mark(AGENT))
                 continue
             line = table.at(key[index + 1])
             frame_id = known.get((number, line))
@@ -117,14 +132,14 @@ class FrameTable:
                 name = getattr(code, "co_qualname", code.co_name)
                 self._definitions.append((frame_id, name, code.co_filename, line))
             ids.append(frame_id)
-        return ids or [self.root(AGENT)]
+        return ids or [self.mark(AGENT)]
 
-    def root(self, name: str) -> int:
+    def mark(self, name: str, kind: str = "[root]") -> int:
         """Return the id of a frame that stands for something without code."""
-        frame_id = self._roots.get(name)
+        frame_id = self._marks.get(name)
         if frame_id is None:
-            frame_id = self._roots[name] = len(self._definitions)
-            self._definitions.append((frame_id, name, "[root]", 0))
+            frame_id = self._marks[name] = len(self._definitions)
+            self._definitions.append((frame_id, name, kind, 0))
         return frame_id
 
     def undefined(self) -> list[tuple[int, str, str, int]]:
@@ -139,13 +154,12 @@ class FrameTable:
         """Define everything again: a new reader knows nothing."""
         self._sent = 0
 
-    def forget_if_large(self, unwritten: Iterable[Key] = ()) -> bool:
-        """Start anew when too many functions were seen (generated code); returns whether it did.
+    def large(self) -> bool:
+        """Whether too many functions were seen to go on like this (generated code)."""
+        return len(self._stacker.codes) > MAX_CODES
 
-        The functions of stacks that are still `unwritten` stay: their ids must not go to others.
-        """
-        if len(self._stacker.codes) <= MAX_CODES:
-            return False
+    def forget(self, unwritten: Iterable[Key]) -> None:
+        """Start anew, but for the functions of `unwritten` stacks: their ids must not go to others."""
         before, self._stacker.codes = self._stacker.codes, {}
         for key in unwritten:
             for number in key[::2]:
@@ -154,6 +168,5 @@ class FrameTable:
         self._lines.clear()
         self._ids.clear()
         self._definitions.clear()
-        self._roots.clear()
+        self._marks.clear()
         self._sent = 0
-        return True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from _thread import get_ident
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Callable
 
-from quayscope.agent.faults import fault
+from quayscope.agent.early import get_ident
+from quayscope.agent.faults import guarded
 
 __all__ = ["after_import"]
 
@@ -35,7 +35,7 @@ class _Loader:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         for patch in _FINDER.patches.pop(self._name, ()):
-            _apply(patch, module)
+            guarded(patch, module)
 
 
 class _Finder:
@@ -50,6 +50,9 @@ class _Finder:
         self._asking: set[tuple[str, int]] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return guarded(self._find, name, path, target)
+
+    def _find(self, name: str, path: Any, target: Any) -> ModuleSpec | None:
         asking = (name, get_ident())
         if name not in self.patches or asking in self._asking:
             return None
@@ -75,15 +78,8 @@ def after_import(name: str, patch: Patch) -> None:
     """Call `patch(module)` once the module is imported; what it raises is counted, never passed on."""
     module = sys.modules.get(name)
     if module is not None:
-        _apply(patch, module)
+        guarded(patch, module)
         return
     _FINDER.patches.setdefault(name, []).append(patch)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
-
-
-def _apply(patch: Patch, module: ModuleType) -> None:
-    try:
-        patch(module)
-    except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-        fault(error)

@@ -7,7 +7,7 @@ import errno
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 from quayscope.agent.faults import add
 
@@ -17,6 +17,7 @@ MAX_PACKET = 16_000
 """Bytes of one record; thirteen of them fill a socket's default queue."""
 _SEQPACKET = 5
 """`SOCK_SEQPACKET` on Linux; the `socket` module is not imported, gevent may not have patched it yet."""
+_RECEIVE_BYTES = 4_096
 _BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -28,12 +29,14 @@ def encode(record: dict[str, Any]) -> bytes:
 class RecordWriter:
     """One connection to the relay, opened anew with a back-off. Uses the plain C socket, not gevent's."""
 
-    def __init__(self, path: str, hello: dict[str, Any]) -> None:
+    def __init__(self, path: str, hello: Callable[[], dict[str, Any]]) -> None:
         self._path = path
         self._hello = hello
         self._socket: _socket.socket | None = None
         self._failures = 0
         self._next_try = 0.0
+        self.alone = False
+        """Whether the last try found nobody listening."""
         self.connections = 0
         """How many connections were made: a new one means a reader that knows no frames."""
 
@@ -48,13 +51,15 @@ class RecordWriter:
         try:
             connection.setblocking(False)
             connection.connect(self._path)
-            connection.send(encode(self._hello))
+            connection.send(encode(self._hello()))
         except OSError:
             connection.close()
             self._next_try = now + _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
             self._failures += 1
+            self.alone = True
             return False
         self._socket = connection
+        self.alone = False
         self._failures = 0
         self.connections += 1
         return True
@@ -71,6 +76,26 @@ class RecordWriter:
             self.close()
             raise
         return True
+
+    def receive(self) -> bytes | None:
+        """Return a packet from the relay, None when there is none or the connection ended."""
+        if self._socket is None:
+            return None
+        try:
+            packet = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            packet = b""
+        if not packet:
+            self.close()
+            return None
+        return packet
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._socket is not None
 
     def close(self) -> None:
         """Close the connection."""

@@ -1,4 +1,4 @@
-"""Tables by slot: what happened in one Unix second, until it is written."""
+"""Tables by slot: what happened in one second (in a capture a quarter of one), until it is written."""
 
 from __future__ import annotations
 
@@ -7,39 +7,53 @@ from typing import Generic, TypeVar
 
 from quayscope.agent.faults import add
 
-__all__ = ["MAX_KEYS", "Slots"]
+__all__ = ["MAX_KEYS", "SECOND_NS", "SlotLength", "Slots"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+SECOND_NS = 1_000_000_000
 MAX_KEYS = 20_000
-"""Distinct keys a second; a busy worker has some hundreds. More are dropped and counted by the caller."""
-MAX_SECONDS = 60
-"""Seconds kept while nobody writes them: a worker blocked for longer loses the oldest, counted."""
+"""Distinct keys a slot; a busy worker has some hundreds. More are dropped and counted by the caller."""
+MAX_SLOTS = 60
+"""Slots kept while nobody writes them: a worker blocked for longer loses the oldest, counted."""
+
+
+class SlotLength:
+    """How long a slot is, in nanoseconds: one object that all tables look at, so that it changes for all."""
+
+    def __init__(self, ns: int = SECOND_NS) -> None:
+        self.ns = ns
+
+    def start(self) -> int:
+        """Return the running slot's start, in Unix nanoseconds."""
+        now = time.time_ns()
+        return now - now % self.ns
 
 
 class Slots(Generic[K, V]):
-    """One dictionary a second. Used by a signal handler and one writer of the same thread, without locks."""
+    """One dictionary a slot. Used by a signal handler and one writer of the same thread, without locks."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: SlotLength) -> None:
+        self._length = length
         self._tables: dict[int, dict[K, V]] = {}
 
     def now(self) -> dict[K, V]:
-        """Return the table of the running second."""
-        second = int(time.time())
-        table = self._tables.get(second)
+        """Return the running slot's table."""
+        start = self._length.start()
+        table = self._tables.get(start)
         if table is None:
-            if len(self._tables) >= MAX_SECONDS:
+            if len(self._tables) >= MAX_SLOTS:
                 oldest = self._tables.pop(min(list(self._tables)), None)
                 add("records_dropped", len(oldest or ()))
-            table = self._tables.setdefault(second, {})
+            table = self._tables.setdefault(start, {})
         return table
 
     def take(self, *, everything: bool) -> list[tuple[int, dict[K, V]]]:
-        """Remove and return (Unix second, its table) of the seconds that are over, or of all."""
-        current = int(time.time())
-        done = sorted(second for second in list(self._tables) if everything or second < current)
+        """Remove and return (Unix nanoseconds, table) of the slots that are over, or of all."""
+        current = self._length.start()
+        done = sorted(start for start in list(self._tables) if everything or start < current)
         # Copies: a thread that was interrupted between `now` and its addition may still hold a table.
-        return [(second, dict(self._tables.pop(second))) for second in done]
+        return [(start, dict(self._tables.pop(start))) for start in done]
 
     def waiting(self) -> list[K]:
         """Return the keys of all tables that were not taken yet."""

@@ -5,13 +5,14 @@ Spans are kept in memory and written to the relay like everything else: nothing 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from quayscope.agent.context import CURRENT
-from quayscope.agent.faults import add, fault
+from quayscope.agent.context import current
+from quayscope.agent.faults import add, fault, guarded
 from quayscope.profile.statement import normalize
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SpanKeeper", "span_rows", "start_tracing"]
 
+PROFILE_ID = "pyroscope.profile.id"
+"""Span attribute by which a Pyroscope data source finds the samples of a span (grafana/otel-profiling)."""
 MAX_SPANS = 4_096
 """Finished spans kept until they are written, at most once a second."""
 _STATEMENT_KEYS = ("db.statement", "db.query.text")
@@ -33,24 +36,20 @@ class SpanKeeper:
 
     def __init__(self) -> None:
         self._finished: deque[ReadableSpan] = deque()
+        self.running = True
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:  # noqa: ARG002 - the SDK's signature
-        """Note the ids of a request's own span."""
-        try:
-            request = CURRENT.get()
-            if request is not None and not request.span_id and span.kind.name == "SERVER":
-                context = span.get_span_context()
-                request.trace_id = format(context.trace_id, "032x")
-                request.span_id = format(context.span_id, "016x")
-        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
-            fault(error)
+        """Note the ids of a request's own span, and mark it as the one that its samples name."""
+        guarded(_note, span)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep a finished span."""
+        if not self.running:
+            return
         if len(self._finished) < MAX_SPANS:
             self._finished.append(span)
         else:
-            add("spans_dropped")
+            guarded(add, "spans_dropped")
 
     def _on_ending(self, span: Any) -> None:
         """Do nothing: newer SDKs call this before `on_end`."""
@@ -70,6 +69,15 @@ class SpanKeeper:
             scope = span.instrumentation_scope
             scopes.setdefault(scope.name if scope else "", []).append(span)
         return scopes
+
+
+def _note(span: Any) -> None:
+    request = current()
+    if request is not None and not request.span_id and span.kind.name == "SERVER":
+        context = span.get_span_context()
+        request.trace_id = format(context.trace_id, "032x")
+        request.span_id = format(context.span_id, "016x")
+        span.set_attribute(PROFILE_ID, request.span_id)
 
 
 def span_rows(spans: list[ReadableSpan]) -> Iterator[list[Any]]:
@@ -114,11 +122,22 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
     return kept
 
 
-def start_tracing(application: Any) -> SpanKeeper | None:
-    """Stand beside the application's provider, or set one up; None where there is no SDK.
+def load_sdk() -> None:
+    """Import what `start_tracing` may need, where it is installed."""
+    try:
+        import opentelemetry.instrumentation.flask
+        import opentelemetry.instrumentation.psycopg2
+        import opentelemetry.sdk.trace  # noqa: F401
+    except ImportError:
+        pass
 
-    To be called when the application is loaded and has had its chance to set up its own: a provider is
-    set once. Only with ours, psycopg2 and the Flask application are instrumented.
+
+def start_tracing(application: Any, ratio: float) -> SpanKeeper | None:
+    """Stand beside the application's provider, or have one of our own; None where there is no SDK.
+
+    To be called when the application is loaded and has had its chance to set up its own. Ours is not made
+    the global one: an application that sets up its own later still can. `ratio` of the requests that no
+    caller decided on are traced by ours, unless `OTEL_TRACES_SAMPLER` says otherwise.
     """
     try:
         from opentelemetry import trace
@@ -126,30 +145,38 @@ def start_tracing(application: Any) -> SpanKeeper | None:
     except ImportError:
         return None
     provider = trace.get_tracer_provider()
-    theirs = isinstance(provider, TracerProvider)
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
-        trace.set_tracer_provider(provider)
     # Made here, since the SDK's class is only known where the SDK is.
     keeper = type("QuayscopeSpanKeeper", (SpanKeeper, SpanProcessor), {})()
-    provider.add_span_processor(keeper)
-    if not theirs:
-        _instrument_psycopg2()
-        _instrument_flask(application)
+    if isinstance(provider, TracerProvider):
+        provider.add_span_processor(keeper)
+    else:
+        provider = TracerProvider(sampler=_sampler(ratio))
+        provider.add_span_processor(keeper)
+        _instrument_psycopg2(provider)
+        _instrument_flask(application, provider)
     assert isinstance(keeper, SpanKeeper)
     return keeper
 
 
-def _instrument_psycopg2() -> None:
+def _sampler(ratio: float) -> Any:
+    """Return our sampler; None where the environment names one, which the SDK then takes."""
+    if os.environ.get("OTEL_TRACES_SAMPLER"):
+        return None
+    from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+    return ParentBased(TraceIdRatioBased(ratio))
+
+
+def _instrument_psycopg2(provider: Any) -> None:
     try:
         from opentelemetry.instrumentation.psycopg2 import Psycopg2Instrumentor
     except ImportError:
         return
     # No dependency check: it looks for a distribution by name and refuses psycopg2 built by hand.
-    Psycopg2Instrumentor().instrument(skip_dep_check=True, enable_commenter=False)
+    Psycopg2Instrumentor().instrument(tracer_provider=provider, skip_dep_check=True, enable_commenter=False)
 
 
-def _instrument_flask(application: Any) -> None:
+def _instrument_flask(application: Any, provider: Any) -> None:
     """Instrument the Flask application behind a WSGI callable, unless it is already."""
     flask_application = _find_flask(application)
     if flask_application is None or getattr(flask_application, "_is_instrumented_by_opentelemetry", False):
@@ -159,7 +186,7 @@ def _instrument_flask(application: Any) -> None:
     except ImportError:
         return
     instrument_app: Any = FlaskInstrumentor().instrument_app
-    instrument_app(flask_application)
+    instrument_app(flask_application, tracer_provider=provider)
 
 
 def _find_flask(application: Any) -> Any:

@@ -7,13 +7,14 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from quayscope.agent import faults
-from quayscope.agent.context import Request
-from quayscope.agent.cpu import BETWEEN_SAMPLES, OTHER_THREADS, About, CpuSampler, Endpoint
+from quayscope.agent.context import About, Endpoint
+from quayscope.agent.cpu import BETWEEN_SAMPLES, OTHER_THREADS, CpuSampler
 from quayscope.agent.frames import FrameTable, Key, Stacker
 from quayscope.agent.records import RecordWriter, encode, packets
-from quayscope.agent.requests import RequestCounter
+from quayscope.agent.requests import SUMS, RequestCounter, RequestKey
 from quayscope.agent.stalls import StallTimer
 from quayscope.agent.tracing import SpanKeeper, span_rows
+from quayscope.agent.turns import Turns
 
 __all__ = ["RecordStream"]
 
@@ -32,17 +33,21 @@ class RecordStream:
         stacker: Stacker,
         cpu: CpuSampler,
         stalls: StallTimer,
+        turns: Turns,
         requests: RequestCounter,
         writer: RecordWriter,
     ) -> None:
         self._frames = FrameTable(stacker)
         self._cpu = cpu
         self._stalls = stalls
+        self._turns = turns
         self._requests = requests
         self._writer = writer
         self._known_connections = 0
         self._fault_said = False
         self.spans: SpanKeeper | None = None
+        self.levels: dict[str, int] = {}
+        """What goes out with the counts as it stands: rates, and the longest of something since last time."""
 
     def write(self, *, everything: bool) -> Iterator[bool]:
         """Write what is over, or all, one packet a step; yields whether the packet was accepted.
@@ -52,17 +57,19 @@ class RecordStream:
         writer = self._writer
         if not everything:
             self._cpu.flush(everything=False)
+        self._stalls.flush()
         slots = self._cpu.samples.take(everything=everything)
         stalls = self._stalls.stalls.take(everything=everything)
+        turns = self._turns.stalls.take(everything=everything)
         rows = self._requests.rows.take(everything=everything)
+        kept = self._requests.take_kept()
         spans = self.spans.take() if self.spans is not None else {}
         steps = [
             *((len(t), self._write_stacks("stacks", s, self._cpu_rows(t))) for s, t in slots),
             *((len(t), self._write_stacks("stalls", s, self._stall_rows(t))) for s, t in stalls),
-            *(
-                (len(t), self._write_rows({"k": "requests", "t": s * 10**9}, "r", _request_rows(t)))
-                for s, t in rows
-            ),
+            *((len(t), self._write_stacks("hub", s, self._turn_rows(t))) for s, t in turns),
+            *((len(t), self._write_rows({"k": "requests", "t": s}, "r", _request_rows(t))) for s, t in rows),
+            (len(kept), self._write_rows({"k": "kept"}, "r", (list(one) for one in kept))),
             *(
                 (len(ended), self._write_rows({"k": "spans", "scope": scope}, "s", span_rows(ended)))
                 for scope, ended in spans.items()
@@ -84,29 +91,41 @@ class RecordStream:
             # The reader went away in the middle: what was taken is lost, and said.
             faults.add("packets_dropped")
             faults.add("records_dropped", left)
-        if not everything:
-            unwritten = [key for _, key in self._cpu.samples.waiting()]
-            self._frames.forget_if_large(unwritten + [key for _, _, key in self._stalls.stalls.waiting()])
+        if not everything and self._frames.large():
+            self._frames.forget(self._unwritten())
+
+    def _unwritten(self) -> list[Key]:
+        return [
+            *self._cpu.kept_stacks(),
+            *self._stalls.kept_stacks(),
+            *(key for _, key in self._turns.stalls.waiting()),
+        ]
 
     def _cpu_rows(
         self, samples: Mapping[tuple[About, Key], list[int]]
     ) -> Iterator[tuple[list[Any], list[int]]]:
         for (about, key), (spent, count) in samples.items():
             name = _WITHOUT_STACK.get(key)
-            ids = self._frames.resolve(key) if name is None else [self._frames.root(name)]
+            ids = self._frames.resolve(key) if name is None else [self._frames.mark(name)]
             yield [spent, count, _about(about)], ids
 
     def _stall_rows(
-        self, blocked: Mapping[tuple[Request | None, str, Key], list[int]]
+        self, blocked: Mapping[tuple[About, str, Key], list[int]]
     ) -> Iterator[tuple[list[Any], list[int]]]:
         for (request, statement, key), (spent, count) in blocked.items():
             yield [spent, count, _about(request), statement], self._frames.resolve(key)
 
+    def _turn_rows(
+        self, long: Mapping[tuple[About, Key], list[int]]
+    ) -> Iterator[tuple[list[Any], list[int]]]:
+        for (request, key), (spent, count, waited) in long.items():
+            yield [spent, count, _about(request), waited], self._frames.resolve(key)
+
     def _write_stacks(
-        self, kind: str, second: int, rows: Iterator[tuple[list[Any], list[int]]]
+        self, kind: str, slot_ns: int, rows: Iterator[tuple[list[Any], list[int]]]
     ) -> Iterator[bool]:
         """Write stacks in small groups, each behind the definitions of its new frames."""
-        head = {"k": kind, "t": second * 10**9}
+        head = {"k": kind, "t": slot_ns}
         group: list[list[Any]] = []
         began = time.perf_counter_ns()
         for row, ids in rows:
@@ -147,6 +166,8 @@ class RecordStream:
 
     def _write_counts(self) -> bool:
         record: dict[str, Any] = {"k": "counts", "t": time.time_ns(), "c": faults.take()}
+        if self.levels:
+            record["m"] = dict(self.levels)
         if faults.first_fault() and not self._fault_said:
             self._fault_said = True
             record["fault"] = faults.first_fault()
@@ -171,6 +192,8 @@ def _about(about: About) -> list[str] | None:
     return [about.endpoint, about.span_id, about.trace_id, about.run, about.phase]
 
 
-def _request_rows(table: Mapping[tuple[str, int, str, str], list[int]]) -> Iterator[list[Any]]:
+def _request_rows(table: Mapping[RequestKey, list[int]]) -> Iterator[list[Any]]:
     for key, row in table.items():
-        yield [*key, *row[:4], row[4:]]
+        sums, buckets = row[:SUMS], row[SUMS:]
+        third = len(buckets) // 3
+        yield [*key, *sums, *(buckets[at : at + third] for at in range(0, len(buckets), third))]

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from quayscope.profile.sqltext import shape
 
-__all__ = ["Statement", "encode_comment", "normalize"]
+__all__ = ["Statement", "comment_pairs", "encode_comment", "normalize"]
 
 MEMO = 2048
 """How many statements are remembered; a service has hundreds."""
@@ -28,14 +28,15 @@ MAX_VALUE = 256
 """Characters of a value in the comment: a run, phase or route is shorter unless somebody plays."""
 
 _MARK = "quayscope:"
-_KEYS = ("route", "trace", "run", "phase")
+_REQUEST_KEYS = ("route", "trace", "run", "phase")
+_KEYS = (*_REQUEST_KEYS, "fp")
 _PAIR = re.compile(r"(?<![\w%.-])([\w%.-]{1,64})='([^'\\]*(?:\\.[^'\\]*)*)'")
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_IDS = {"trace": re.compile(r"[0-9a-f]{32}"), "fp": re.compile(r"[0-9a-f]{16}")}
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class Statement(NamedTuple):
-    """A statement without literals. `comment` has those of route, trace, run, phase that were found.
+    """A statement without literals. `comment` has those of route, trace, run, phase, fp that were found.
 
     `fingerprint` is 16 hex digits of BLAKE2b over `text`; `truncated`: the text ended inside a token.
     Statements are remembered and shared: leave `comment` as it is.
@@ -58,19 +59,27 @@ def normalize(sql: str) -> Statement:
     return found._replace(comment={**found.comment, **_read_ours(sql[2:close])})
 
 
-def encode_comment(*, route: str, trace: str, run: str, phase: str, parameters: bool) -> str:
+def comment_pairs(*, route: str = "", trace: str = "", run: str = "", phase: str = "") -> str:
+    """Return what a request's comments have in common, to be made once a request."""
+    return ",".join(
+        f"{key}='{quote(value[:MAX_VALUE], safe='/ <>:', errors='replace')}'"
+        for key, value in zip(_REQUEST_KEYS, (route, trace, run, phase))
+        if value
+    )
+
+
+def encode_comment(pairs: str, *, fingerprint: str = "", parameters: bool) -> str:
     """Return the comment that goes in front of a statement, or "" when there is nothing to say.
 
-    `parameters`: the statement is passed with parameters, so the driver halves every `%`.
+    `pairs` is from `comment_pairs`; `fingerprint` is the statement's, put first, where truncation does not
+    reach it. `parameters`: the statement is passed with parameters, so the driver halves every `%`.
     """
-    pairs = [
-        f"{key}='{quote(value[:MAX_VALUE], safe='/ <>:', errors='replace')}'"
-        for key, value in zip(_KEYS, (route, trace, run, phase))
-        if value
-    ]
-    if not pairs:
+    if fingerprint:
+        own = f"fp='{fingerprint}'"
+        pairs = f"{own},{pairs}" if pairs else own
+    elif not pairs:
         return ""
-    comment = f"/*{_MARK}{','.join(pairs)}*/ "
+    comment = f"/*{_MARK}{pairs}*/ "
     return comment.replace("%", "%%") if parameters else comment
 
 
@@ -89,11 +98,11 @@ _remembered = lru_cache(maxsize=MEMO)(_normalize)
 
 
 def _read_ours(body: str) -> dict[str, str]:
-    """Read our own comment's pairs; a trace that is no trace id is left out."""
+    """Read our own comment's pairs; a trace or fingerprint that is none is left out."""
     return {
         name: value
         for name, value in _pairs(body[len(_MARK) :])
-        if name in _KEYS and (name != "trace" or _TRACE_ID.fullmatch(value))
+        if name in _KEYS and (name not in _IDS or _IDS[name].fullmatch(value))
     }
 
 

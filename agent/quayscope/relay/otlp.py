@@ -12,6 +12,8 @@ from typing import NamedTuple, Union
 from quayscope.profile.protowire import put_bytes, put_double, put_fixed64, put_text, put_varint, varint
 
 __all__ = [
+    "AttributeValue",
+    "Exemplar",
     "Histogram",
     "HistogramPoint",
     "Metric",
@@ -35,6 +37,16 @@ class NumberPoint(NamedTuple):
     attributes: Mapping[str, AttributeValue] = {}
 
 
+class Exemplar(NamedTuple):
+    """One of the events that a point counts; ids are hex, or "" where they are not known."""
+
+    value: float
+    time_ns: int
+    trace_id: str
+    span_id: str
+    attributes: Mapping[str, AttributeValue] = {}
+
+
 class HistogramPoint(NamedTuple):
     """Counts of one interval by bucket: `counts` has one more element than the metric's bounds."""
 
@@ -43,6 +55,7 @@ class HistogramPoint(NamedTuple):
     time_ns: int
     start_ns: int
     attributes: Mapping[str, AttributeValue] = {}
+    exemplars: Sequence[Exemplar] = ()
 
 
 class Metric(NamedTuple):
@@ -171,7 +184,21 @@ def _histogram_point(point: HistogramPoint, bounds: Sequence[float]) -> bytearra
     put_double(out, 5, point.total)
     put_bytes(out, 6, struct.pack(f"<{len(point.counts)}Q", *point.counts))
     put_bytes(out, 7, struct.pack(f"<{len(bounds)}d", *bounds))
+    for exemplar in point.exemplars:
+        put_bytes(out, 8, _exemplar(exemplar))
     _put_attributes(out, 9, point.attributes)
+    return out
+
+
+def _exemplar(exemplar: Exemplar) -> bytearray:
+    out = bytearray()
+    put_fixed64(out, 2, exemplar.time_ns)
+    put_double(out, 3, exemplar.value)
+    if exemplar.span_id:
+        put_bytes(out, 4, bytes.fromhex(exemplar.span_id))
+    if exemplar.trace_id:
+        put_bytes(out, 5, bytes.fromhex(exemplar.trace_id))
+    _put_attributes(out, 7, exemplar.attributes)
     return out
 
 

@@ -6,28 +6,32 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import Callable, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Callable, NamedTuple, Protocol
 
-from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, MalformedProfile, Profile
+from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, MalformedProfile, Profile, ProfileType
+from quayscope.relay.backchannel import BackChannel, WorkerSettings
 from quayscope.relay.connection import Connection, Room
 from quayscope.relay.listener import SOCKET_MODE, Listener
-from quayscope.relay.otlp import Span, trace_request
+from quayscope.relay.metrics import WorkerMetrics
+from quayscope.relay.otlp import trace_request
+from quayscope.relay.parsing import parse
 from quayscope.relay.records import (
     Counts,
     Frames,
     Hello,
+    Hub,
+    Kept,
     Record,
     Requests,
     Spans,
     Stacks,
     Stalls,
-    parse,
 )
-from quayscope.relay.requests import RequestMetrics
-from quayscope.relay.windows import Windows
+from quayscope.relay.spans import HeldSpans
+from quayscope.relay.windows import Sample, Windows
 
-__all__ = ["Emit", "Relay"]
+__all__ = ["ConnectedWorker", "Emit", "Relay"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,14 @@ class Emit(Protocol):
         """Take an encoded OTLP ExportMetricsServiceRequest."""
 
 
+class ConnectedWorker(NamedTuple):
+    """A worker that said hello and is still there."""
+
+    pid: int
+    role: str
+    service: str
+
+
 class Relay:
     """Listens on `path` and emits until closed.
 
@@ -78,11 +90,12 @@ class Relay:
         self._clock = clock
         self._listener = Listener(path, mode)
         self._windows = Windows(window_s)
-        self._metrics = RequestMetrics()
+        self._metrics = WorkerMetrics()
         self._room = Room()
         self._workers: dict[int, Connection] = {}
-        self._spans: dict[tuple[tuple[str, str | int], ...], dict[str, list[Span]]] = {}
-        self._held_spans = 0
+        self._connected: tuple[ConnectedWorker, ...] = ()
+        self._channel = BackChannel()
+        self._spans = HeldSpans()
         self._counts: Counter[str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
@@ -91,6 +104,22 @@ class Relay:
         """Listen and begin to read."""
         self._listener.open()
         self._thread.start()
+
+    def alive(self) -> bool:
+        """Whether it reads: it was started, and neither closed nor ended by a fault."""
+        return self._thread.is_alive()
+
+    def workers(self) -> list[ConnectedWorker]:
+        """Return the workers that are connected now. Thread-safe."""
+        return list(self._connected)
+
+    def tell(self, settings: WorkerSettings, pid: int | None = None) -> None:
+        """Have all workers, also those that come later, or the one of that pid follow `settings`.
+
+        Thread-safe; they hear of it within half a second, the newest word last, or when they read again.
+        Raises ValueError for numbers out of range.
+        """
+        self._channel.tell(settings, pid)
 
     def close(self, timeout_s: float) -> None:
         """Read what has arrived, emit everything held, and stop; waits at most `timeout_s`."""
@@ -103,6 +132,7 @@ class Relay:
         try:
             while not self._stop.is_set():
                 self._poll(TICK_S)
+                self._tell_workers()
                 self._emit_profiles(everything=False)
                 if time.monotonic() - emitted >= FLUSH_S or self._much_held():
                     emitted = time.monotonic()
@@ -123,9 +153,28 @@ class Relay:
         worker = self._workers.pop(connection, None)
         if worker is not None:
             worker.release()
+            self._note_connected()
+
+    def _note_connected(self) -> None:
+        # Made anew and swapped: other threads read it while this one goes on.
+        self._connected = tuple(
+            ConnectedWorker(worker.pid, worker.labels["role"], worker.labels["service_name"])
+            for worker in self._workers.values()
+            if worker.labels
+        )
+
+    def _tell_workers(self) -> None:
+        now = self._clock()
+        for connection, worker in self._workers.items():
+            if not worker.labels:
+                continue
+            wanted = self._channel.wanted(worker.pid, now)
+            # A full queue is tried again at the next tick, with what is wanted then.
+            if wanted != worker.told and self._listener.send(connection, wanted.encode()):
+                worker.told = wanted
 
     def _much_held(self) -> bool:
-        return self._held_spans >= MAX_SPANS or self._metrics.points() >= MAX_POINTS
+        return self._spans.count >= MAX_SPANS or self._metrics.points() >= MAX_POINTS
 
     def _packet(self, connection: int, packet: bytes, truncated: bool) -> bool:
         """Take one packet; returns whether the connection is worth keeping."""
@@ -153,6 +202,7 @@ class Relay:
     def _take(self, worker: Connection, record: Record) -> None:
         if isinstance(record, Hello):
             worker.hello(record, self._labels)
+            self._note_connected()
             log.info("worker", extra={"pid": record.pid, "role": record.role, "service": record.service})
         elif not worker.labels:
             raise MalformedProfile("a record before the hello")
@@ -162,11 +212,17 @@ class Relay:
             self._stacks(worker, record)
         elif isinstance(record, Stalls):
             self._stalls(worker, record)
+        elif isinstance(record, Hub):
+            self._hub(worker, record)
         elif isinstance(record, Requests):
             self._check(record.slot_ns)
             self._metrics.requests(worker.labels, record.slot_ns, record.rows)
+        elif isinstance(record, Kept):
+            for row in record.rows:
+                self._check(row.start_ns + row.duration_ns)
+            self._metrics.kept(worker.labels, record.rows)
         elif isinstance(record, Spans):
-            self._keep_spans(worker, record)
+            self._spans.add(worker.labels, worker.pid, record)
         else:
             self._check(record.time_ns)
             if record.fault:
@@ -184,9 +240,7 @@ class Relay:
         samples = [
             (worker.stack(ids), about or nobody, (count, cpu)) for cpu, count, about, ids in record.rows
         ]
-        self._counts["late"] += self._windows.add(
-            PROCESS_CPU, worker.series, record.slot_ns, samples, self._clock()
-        )
+        self._sampled(PROCESS_CPU, worker, record.slot_ns, samples)
 
     def _stalls(self, worker: Connection, record: Stalls) -> None:
         self._check(record.slot_ns)
@@ -195,20 +249,23 @@ class Relay:
             ((*worker.stack(ids), Frame(statement, "", 0, "sql")), about or nobody, (count, delay))
             for delay, count, about, statement, ids in record.rows
         ]
-        self._counts["late"] += self._windows.add(
-            BLOCK, worker.series, record.slot_ns, samples, self._clock()
-        )
+        self._sampled(BLOCK, worker, record.slot_ns, samples)
 
-    def _keep_spans(self, worker: Connection, record: Spans) -> None:
-        labels = dict(worker.labels)
-        resource: dict[str, str | int] = {
-            "service.name": labels.pop("service_name"),
-            "process.pid": worker.pid,
-            **{f"quayscope.{name}": value for name, value in labels.items()},
-        }
-        scopes = self._spans.setdefault(tuple(resource.items()), {})
-        scopes.setdefault(record.scope, []).extend(record.spans)
-        self._held_spans += len(record.spans)
+    def _hub(self, worker: Connection, record: Hub) -> None:
+        self._check(record.slot_ns)
+        nobody = Attributes(record.slot_ns, pid=worker.pid)
+        samples = [
+            (worker.stack(row.ids), row.about or nobody, (row.times, row.delay_ns)) for row in record.rows
+        ]
+        if not all(stack and stack[-1].kind == "wait" for stack, _, _ in samples):
+            raise MalformedProfile("what a hub was kept by ends in no frame of kind wait")
+        self._sampled(BLOCK, worker, record.slot_ns, samples)
+        self._metrics.hub(worker.labels, record.slot_ns, record.rows)
+
+    def _sampled(
+        self, kind: ProfileType, worker: Connection, slot_ns: int, samples: Iterable[Sample]
+    ) -> None:
+        self._counts["late"] += self._windows.add(kind, worker.series, slot_ns, samples, self._clock())
 
     def _emit_profiles(self, *, everything: bool) -> None:
         profiles = self._windows.take(self._clock(), everything=everything)
@@ -216,14 +273,13 @@ class Relay:
             self._guard(lambda: self._emit.profiles(profiles))
 
     def _emit_rest(self) -> None:
-        held, self._spans, self._held_spans = self._spans, {}, 0
-        for resource, scopes in held.items():
-            for scope, spans in scopes.items():
-                self._guard(
-                    lambda resource=resource, scope=scope, spans=spans: self._emit.spans(  # type: ignore[misc]
-                        trace_request(dict(resource), scope, spans)
-                    )
-                )
+        for held in self._spans.take():
+            self._guard(lambda held=held: self._emit.spans(trace_request(*held)))  # type: ignore[misc]
+        self._count_losses()
+        for request in self._metrics.take():
+            self._guard(lambda request=request: self._emit.metrics(request))  # type: ignore[misc]
+
+    def _count_losses(self) -> None:
         self._counts["lost"] += self._windows.lost
         self._counts["refused"] += self._listener.refused
         self._windows.lost = self._listener.refused = 0
@@ -233,14 +289,8 @@ class Relay:
         counts = {name: count for name, count in self._counts.items() if count}
         self._counts.clear()
         if counts:
-            self._metrics.counts(
-                {**self._labels, "service_name": "quayscope-relay"},
-                "quayscope.relay.",
-                Counts(self._clock(), counts),
-                0,
-            )
-        for request in self._metrics.take():
-            self._guard(lambda request=request: self._emit.metrics(request))  # type: ignore[misc]
+            labels = {**self._labels, "service_name": "quayscope-relay"}
+            self._metrics.counts(labels, "quayscope.relay.", Counts(self._clock(), counts), 0)
 
     def _guard(self, step: Callable[[], None]) -> None:
         # The relay's one border: what the receiver raises must not end the thread that reads workers.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from quayscope.profile import Attributes, Profile, ProfileType, Stack
 
-__all__ = ["GRACE_NS", "TRUNCATED", "Series", "Windows"]
+__all__ = ["GRACE_NS", "TRUNCATED", "Sample", "Series", "Windows"]
 
 GRACE_NS = 1_500_000_000
 """How long after its end a window is kept open: workers write a slot within the second that follows it."""
@@ -23,6 +23,7 @@ TRUNCATED = "[truncated]"
 Series = tuple[tuple[str, str], ...]
 """Sorted label pairs."""
 Sample = tuple[Stack, Attributes, tuple[int, ...]]
+"""A stack, what it is about, and its values, the count first."""
 
 
 class _Key(NamedTuple):

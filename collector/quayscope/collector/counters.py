@@ -19,6 +19,8 @@ NAMES = {
     "points_received": "metric data points that arrived",
     "points_stored": "metric data points on disk",
     "points_refused": "metric data points of a kind that is not kept, or not kept for a limit",
+    "exemplars_stored": "exemplars of data points on disk",
+    "exemplars_refused": "exemplars not kept: ill-formed, too many of one point, or their point is not kept",
     "overloaded": "requests turned away because the write queue was full",
     "timeouts": "requests whose commit did not come in time",
     "commits": "transactions on disk",

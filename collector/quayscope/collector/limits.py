@@ -7,6 +7,7 @@ __all__ = [
     "MAX_BODY",
     "MAX_DECOMPRESSED",
     "MAX_DEPTH",
+    "MAX_EXEMPLARS",
     "MAX_FRAMES",
     "MAX_LABELS",
     "MAX_LABEL_VALUE",
@@ -27,6 +28,9 @@ MAX_BODY = 16 << 20
 
 MAX_DECOMPRESSED = 64 << 20
 """Bytes of one request after decompression, and of one pprof inside it."""
+
+MAX_EXEMPLARS = 1000
+"""Exemplars of one data point. A relay's point covers a second."""
 
 MAX_PROFILES_A_PUSH = 4096
 """Profiles in one push request."""

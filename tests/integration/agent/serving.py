@@ -92,10 +92,29 @@ class Kept:
         """Return the sums of the counters behind a prefix."""
         found: dict[str, int] = {}
         for metric in self._metrics():
-            if metric.name.startswith(prefix):
+            if metric.name.startswith(prefix) and metric.HasField("sum"):
                 name = metric.name[len(prefix) :]
                 found[name] = found.get(name, 0) + sum(point.as_int for point in metric.sum.data_points)
         return found
+
+    def sums(self, name: str, by: str) -> dict[str, float]:
+        """Return the sums of a metric of numbers by one attribute."""
+        found: dict[str, float] = {}
+        for metric in self._metrics():
+            if metric.name == name:
+                for point in metric.sum.data_points:
+                    about = {item.key: item.value.string_value for item in point.attributes}
+                    found[about[by]] = found.get(about[by], 0.0) + point.as_double
+        return found
+
+    def levels(self, name: str) -> list[int]:
+        """Return the values of one of the agents' levels."""
+        return [
+            point.as_int
+            for metric in self._metrics()
+            if metric.name == f"quayscope.agent.{name}"
+            for point in metric.gauge.data_points
+        ]
 
     def requests(self) -> dict[tuple[str, int], int]:
         """Return how many requests were counted, by endpoint and status."""

@@ -33,7 +33,7 @@ def test_switched_off_it_does_nothing(serve: Serve, relay: Relay, kept: Kept) ->
     assert kept.counts("quayscope.relay.") == {}
 
 
-BOOTSTRAP = tuple(f"quayscope.agent.{name}" for name in ("bootstrap", "faults", "hooks", "settings"))
+BOOTSTRAP = tuple(f"quayscope.agent.{name}" for name in ("bootstrap", "early", "faults", "hooks", "settings"))
 
 
 def test_every_request_is_counted(serve: Serve, relay: Relay, kept: Kept, tmp_path: Path) -> None:
@@ -142,16 +142,21 @@ def test_other_workers(serve: Serve, relay: Relay, kept: Kept, worker_class: str
     assert kept.counts().get("faults", 0) == 0
 
 
-def test_threads_beside_greenlets(serve: Serve, relay: Relay, kept: Kept) -> None:
-    """CPU of native threads in a gevent worker is seen, and no request's."""
-    gunicorn = serve()
+@pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
+def test_threads_work_for_their_request(serve: Serve, relay: Relay, kept: Kept, worker_class: str) -> None:
+    """CPU of a pool's thread, or of one started for the purpose, is its request's, under its own stack."""
+    gunicorn = serve(worker_class=worker_class)
     assert gunicorn.get_often("/threads/20", 20) == [200] * 20
     assert gunicorn.stop() == 0
     relay.close(5.0)
-    other = sum(
+    work = sum(
         values[1]
-        for stack, _, values in kept.samples("process_cpu")
-        if stack[0].function == "[other threads]" and stack[0].kind == "root"
+        for stack, about, values in kept.samples("process_cpu")
+        if about.endpoint == "GET /threads/<int:milliseconds>" and stack[-1].function.endswith("work")
     )
-    assert 0.36e9 < other < 0.5e9
-    assert kept.cpu()["GET /threads/<int:milliseconds>"] < 0.1e9
+    assert work > 0.3e9
+    assert 0.39e9 < kept.cpu()["GET /threads/<int:milliseconds>"] < 0.5e9
+    others = sum(
+        v[1] for stack, _, v in kept.samples("process_cpu") if stack[0].function == "[other threads]"
+    )
+    assert others < 0.02e9

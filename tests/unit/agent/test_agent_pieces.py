@@ -7,19 +7,21 @@ import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from quayscope.agent import faults, frames, slots, stalls
-from quayscope.agent.context import CURRENT, Border, Request
+from quayscope.agent import faults, frames, psycopg, slots
+from quayscope.agent.border import Border
+from quayscope.agent.context import CURRENT, Request
 from quayscope.agent.frames import FrameTable, Stacker
 from quayscope.agent.hooks import after_import
-from quayscope.agent.settings import read, switched_off
-from quayscope.agent.slots import Slots
+from quayscope.agent.settings import Settings, read, switched_off
+from quayscope.agent.slots import SlotLength, Slots
+from quayscope.agent.turns import Turns
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +33,15 @@ def clean() -> Iterator[None]:
 
 def test_settings_have_defaults() -> None:
     """Nothing set: the defaults; nonsense counts as the default, too much as the most."""
-    assert read({}) == ("/run/quayscope/agent.sock", 100, "quay-app", "web", True, True)
-    assert read({"OTEL_SERVICE_NAME": "o", "QUAYSCOPE_HZ": "x"})[1:3] == (100, "o")
+    assert read({}) == Settings()
+    assert read({"OTEL_SERVICE_NAME": "o", "QUAYSCOPE_HZ": "x"}) == Settings(service_name="o")
+    assert read({"QUAYSCOPE_MAX_OVERHEAD": "2.5", "QUAYSCOPE_STALL_MS": "nan"}) == Settings(
+        max_overhead=0.025
+    )
+    assert read({"QUAYSCOPE_STALL_MS": "1", "QUAYSCOPE_SLOW_MS": "20"})[3:5] == (5_000_000, 20_000_000)
     assert read({"QUAYSCOPE_HZ": "5000"}).hz == 999
     assert read({"QUAYSCOPE_HZ": "0"}).hz == 1
-    assert read({"QUAYSCOPE_HZ": "9" * 5_000}).hz == 100
+    assert read({"QUAYSCOPE_HZ": "9" * 5_000}).hz == 999
     assert read({"QUAYSCOPE_SERVICE_NAME": "q", "OTEL_SERVICE_NAME": "o"}).service_name == "q"
     assert not read({"QUAYSCOPE_TRACING": "off"}).tracing
     assert not read({"QUAYSCOPE_SQL_COMMENT": "Off "}).sql_comment
@@ -110,20 +116,26 @@ def test_no_increment_is_lost_to_a_signal() -> None:
 def test_slots_are_cut_on_seconds_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second that runs stays; what nobody takes is dropped, the oldest first, and counted."""
     clock = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
-    held: Slots[str, int] = Slots()
+    monkeypatch.setattr(time, "time_ns", lambda: int(clock[0] * 1e9))
+    length = SlotLength()
+    held: Slots[str, int] = Slots(length)
     held.now()["a"] = 1
     assert held.take(everything=False) == []
     clock[0] = 1001.5
     held.now()["b"] = 2
     assert held.waiting() == ["a", "b"]
-    assert held.take(everything=False) == [(1000, {"a": 1})]
-    assert held.take(everything=True) == [(1001, {"b": 2})]
-    for second in range(slots.MAX_SECONDS + 3):
+    assert held.take(everything=False) == [(1000 * 10**9, {"a": 1})]
+    length.ns = 250_000_000
+    clock[0] = 1001.76
+    held.now()["c"] = 3
+    assert held.take(everything=False) == [(1001 * 10**9, {"b": 2})]
+    assert held.take(everything=True) == [(1001_750_000_000, {"c": 3})]
+    length.ns = 10**9
+    for second in range(slots.MAX_SLOTS + 3):
         clock[0] = 2000.0 + second
-        held.now()["c"] = 3
+        held.now()["d"] = 4
     assert faults.take() == {"records_dropped": 3}
-    assert len(held.take(everything=True)) == slots.MAX_SECONDS
+    assert len(held.take(everything=True)) == slots.MAX_SLOTS
 
 
 def test_functions_are_forgotten_but_not_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +150,8 @@ def test_functions_are_forgotten_but_not_those_that_wait(monkeypatch: pytest.Mon
     other = stacker.take(sys._getframe())
     assert table.resolve(key)
     monkeypatch.setattr(frames, "MAX_CODES", 1)
-    assert table.forget_if_large([key])
+    assert table.large()
+    table.forget([key])
     assert table.undefined() == []
     names = {number: name for number, name, _, _ in (table.resolve(key), table.undefined())[1]}
     assert any(name.endswith("waiting") for name in names.values())
@@ -148,18 +161,26 @@ def test_functions_are_forgotten_but_not_those_that_wait(monkeypatch: pytest.Mon
     assert {row[1] for row in fresh.undefined()} == {frames.FORGOTTEN}
 
 
+def border(began: Callable[[Request], None], finished: Callable[[Request], None]) -> Border:
+    """Return a border that runs."""
+    length = SlotLength()
+    made = Border(began, finished, Turns(Stacker(), length, 50_000_000))
+    made.running = True
+    return made
+
+
 def request_of(**environ: str) -> Request:
     """Return the request as it is while the application runs."""
     seen: list[Request | None] = []
-    border = Border(lambda _: None, lambda _: None)
+    made = border(lambda _: None, lambda _: None)
 
     def application(_: Any, start: Any) -> list[bytes]:
         seen.append(CURRENT.get())
         start("200 OK", [])
         return [b""]
 
-    wsgi = border.around_application(application)
-    border.around_worker(lambda: wsgi(environ, lambda *_: None))()
+    wsgi = made.around_application(application)
+    made.around_worker(lambda: wsgi(environ, lambda *_: None))()
     assert CURRENT.get() is None
     (request,) = seen
     assert request is not None
@@ -207,16 +228,16 @@ def test_an_endpoint_is_never_a_raw_path() -> None:
 def test_what_the_application_raises_passes_through() -> None:
     """An application's error reaches the worker as it was, and counts as a 500."""
     ended: list[Request] = []
-    border = Border(lambda _: None, ended.append)
+    made = border(lambda _: None, ended.append)
 
     def application(*_: Any) -> list[bytes]:
         raise LookupError("its own")
 
     application.config = "kept"  # type: ignore[attr-defined]
-    wsgi = border.around_application(application)
+    wsgi = made.around_application(application)
     assert wsgi.config == "kept"  # type: ignore[attr-defined]
     with pytest.raises(LookupError, match="its own"):
-        border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
+        made.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
     assert [(request.endpoint, request.status) for request in ended] == [("GET (no route)", 500)]
 
 
@@ -227,11 +248,11 @@ def test_our_own_failure_is_not_the_applications() -> None:
         raise RuntimeError("ours")
 
     calls: list[int] = []
-    border = Border(fail, fail)
-    wsgi = border.around_application(lambda *_: calls.append(1))
-    border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
+    made = border(fail, fail)
+    wsgi = made.around_application(lambda *_: calls.append(1))
+    made.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, None))()
     assert calls == [1]
-    assert faults.take() == {"faults": 1}
+    assert faults.take() == {"faults": 2}
 
 
 @pytest.mark.parametrize(("status", "noted"), [("204 No Content", 204), (b"204 No Content", 204), (None, 0)])
@@ -239,14 +260,14 @@ def test_an_odd_status_is_the_servers_affair(status: Any, noted: int) -> None:
     """Whatever an application passes as status reaches the server untouched; ours is noted or not."""
     ended: list[Request] = []
     passed: list[Any] = []
-    border = Border(lambda _: None, ended.append)
+    made = border(lambda _: None, ended.append)
 
     def application(_: Any, start: Any) -> list[bytes]:
         start(status, [])
         return [b""]
 
-    wsgi = border.around_application(application)
-    border.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, lambda given, _: passed.append(given)))()
+    wsgi = made.around_application(application)
+    made.around_worker(lambda: wsgi({"REQUEST_METHOD": "GET"}, lambda given, _: passed.append(given)))()
     assert passed == [status]
     assert [request.status for request in ended] == [noted]
 
@@ -267,7 +288,7 @@ def test_a_class_that_refuses_attributes_connects_without_us() -> None:
     class Theirs(Driver, metaclass=Stubborn):
         pass
 
-    mix = stalls._mixer(Driver, Timed)
+    mix = psycopg._mixer(Driver, Timed)
     assert mix(None) is Timed
-    assert mix(Theirs) is Theirs
+    assert faults.guarded(mix, Theirs) is None
     assert faults.take() == {"faults": 1}

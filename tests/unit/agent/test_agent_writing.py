@@ -19,7 +19,9 @@ from quayscope.agent.cpu import CpuSampler
 from quayscope.agent.frames import MAX_DEPTH, Stacker
 from quayscope.agent.records import MAX_PACKET, RecordWriter
 from quayscope.agent.requests import RequestCounter
+from quayscope.agent.slots import SlotLength
 from quayscope.agent.stalls import StallTimer
+from quayscope.agent.turns import Turns
 from quayscope.agent.writing import RecordStream
 
 
@@ -28,11 +30,15 @@ class Gathered:
 
     def __init__(self, path: Path) -> None:
         self.stacker = Stacker()
-        self.cpu = CpuSampler(self.stacker, 100)
-        self.stalls = StallTimer(self.stacker, comment=False)
-        self.requests = RequestCounter()
-        self.writer = RecordWriter(str(path), {"k": "hello", "pid": os.getpid()})
-        self.stream = RecordStream(self.stacker, self.cpu, self.stalls, self.requests, self.writer)
+        length = SlotLength()
+        self.turns = Turns(self.stacker, length, 50_000_000)
+        self.cpu = CpuSampler(self.stacker, self.turns, length, 100)
+        self.stalls = StallTimer(self.stacker, self.turns, length, comment=False)
+        self.requests = RequestCounter(slow_ns=10**9)
+        self.writer = RecordWriter(str(path), lambda: {"k": "hello", "pid": os.getpid()})
+        self.stream = RecordStream(
+            self.stacker, self.cpu, self.stalls, self.turns, self.requests, self.writer
+        )
 
     def sample(self, depth: int, about: Request | None = None, spent: int = 7) -> None:
         """Gather one sample of a stack with at least this many frames."""
@@ -168,5 +174,25 @@ def test_requests_fall_into_their_buckets(listener: socket.socket, gathered: Gat
     with accept(listener) as connection:
         (row,) = next(record for record in read(connection) if record["k"] == "requests")["r"]
     assert row[:5] == ["PUT /x", 201, "", "", 1]
-    assert row[8] == [1] + [0] * 14
+    assert row[8:] == [[1] + [0] * 14] * 3
     assert 0 < row[5] < 5e6
+
+
+def test_the_telling_requests_are_kept_one_by_one(listener: socket.socket, gathered: Gathered) -> None:
+    """Failed, slow and sampled requests travel alone too, each with a trace id; the others do not."""
+    for status, span, slow in (
+        (503, "", False),
+        (200, "", True),
+        (200, "b7ad6b7169203331", False),
+        (200, "", False),
+    ):
+        request = Request()
+        request.method, request.rule, request.status, request.span_id = "GET", "/x", status, span
+        request.started_ns -= 2 * 10**9 if slow else 0
+        gathered.requests.finished(request)
+    gathered.write()
+    with accept(listener) as connection:
+        rows = next(record for record in read(connection) if record["k"] == "kept")["r"]
+    assert [row[10] for row in rows] == ["failed", "slow", "sampled"]
+    assert all(len(row[8]) == 32 and row[:4] == ["GET /x", row[1], "", ""] for row in rows)
+    assert rows[2][9] == "b7ad6b7169203331"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Exemplar, HistogramDataPoint
 
 from quayscope.collector.errors import BadRequest, CollectorError, TooLarge, UnsupportedMedia
 from quayscope.collector.receive.admit import admit, series_labels
@@ -143,6 +146,69 @@ def test_attribute_values_as_text() -> None:
     assert json.loads(attribute_text(nested)) == {"k": "5"}
     assert json.loads(attribute_text(array)) == ["x", "true"]
     assert attribute_text(AnyValue()) == ""
+
+
+def histogram(message: ExportMetricsServiceRequest) -> HistogramDataPoint:
+    """A whole point of a histogram, in the message."""
+    metric = message.resource_metrics.add().scope_metrics.add().metrics.add(name="h", unit="s").histogram
+    metric.aggregation_temporality = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
+    return metric.data_points.add(time_unix_nano=10**18, count=1, sum=2.0)
+
+
+def test_exemplars_are_read_with_their_point() -> None:
+    """Value, time, ids and attributes; whole numbers are numbers, and ids may be missing."""
+    message = ExportMetricsServiceRequest()
+    point = histogram(message)
+    full = point.exemplars.add(
+        time_unix_nano=5, as_double=0.5, trace_id=b"t" * 16, span_id=b"s" * 8
+    ).filtered_attributes
+    full.add(key="why").value.string_value = "slow"
+    point.exemplars.add(time_unix_nano=6, as_int=2)
+    read = read_metrics(message.SerializeToString())
+    assert read.entry is not None
+    (kept,) = read.entry.points
+    assert kept.exemplars == (
+        (5, 0.5, b"t" * 16, b"s" * 8, (("why", "slow"),)),
+        (6, 2.0, b"", b"", ()),
+    )
+    assert (read.rejected, read.exemplars_rejected, read.reason) == (0, 0, "")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Exemplar(time_unix_nano=5),
+        Exemplar(as_double=0.5),
+        Exemplar(time_unix_nano=1 << 63, as_double=0.5),
+        Exemplar(time_unix_nano=5, as_double=math.inf),
+        Exemplar(time_unix_nano=5, as_double=math.nan),
+        Exemplar(time_unix_nano=5, as_double=0.5, trace_id=b"t" * 15),
+        Exemplar(time_unix_nano=5, as_double=0.5, trace_id=b"t" * 16, span_id=b"s" * 9),
+    ],
+)
+def test_exemplars_that_cannot_be_cost_themselves_alone(bad: Exemplar) -> None:
+    """They are counted and said; the point and its other exemplars are kept."""
+    message = ExportMetricsServiceRequest()
+    point = histogram(message)
+    point.exemplars.extend([bad, Exemplar(time_unix_nano=5, as_double=0.5)])
+    read = read_metrics(message.SerializeToString())
+    assert read.entry is not None
+    assert [len(kept.exemplars) for kept in read.entry.points] == [1]
+    assert (read.rejected, read.exemplars_rejected) == (0, 1)
+    assert "exemplars" in read.reason
+
+
+def test_a_point_has_a_bounded_number_of_exemplars() -> None:
+    """The first thousand are kept, the rest counted; those of a refused point are counted too."""
+    message = ExportMetricsServiceRequest()
+    whole, timeless = histogram(message), histogram(message)
+    whole.exemplars.extend([Exemplar(time_unix_nano=5, as_double=0.5)] * 1003)
+    timeless.exemplars.extend([Exemplar(time_unix_nano=5, as_double=0.5)] * 2)
+    timeless.time_unix_nano = 0
+    read = read_metrics(message.SerializeToString())
+    assert read.entry is not None
+    assert [len(kept.exemplars) for kept in read.entry.points] == [1000]
+    assert (read.rejected, read.exemplars_rejected) == (1, 5)
 
 
 @given(st.binary(max_size=200))

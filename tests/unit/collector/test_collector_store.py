@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from quayscope.collector.errors import CannotOpenStore, Overloaded, StoreUnavailable
-from quayscope.collector.store import ProfileEntry, Store, Work, tries, writer
+from quayscope.collector.store import (
+    Exemplar,
+    MetricPoint,
+    MetricsEntry,
+    ProfileEntry,
+    Store,
+    Work,
+    dictionaries,
+    tries,
+    writer,
+)
 from quayscope.collector.store.database import Database
 from quayscope.collector.store.schema import VERSION
 from quayscope.profile import PROCESS_CPU, Attributes, Frame, Profile
@@ -146,6 +156,51 @@ def test_a_store_of_another_version_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(CannotOpenStore) as refused:
         Store(tmp_path)
     assert "--data" in refused.value.next_step
+
+
+def measured(name: str, exemplars: int) -> Work:
+    """One histogram point with exemplars."""
+    one = Exemplar(10**18, 0.5, b"\x01" * 16, b"", (("why", "slow"),))
+    point = MetricPoint(name, "s", "delta histogram", (), 10**18, 1.0, 2, (0.5,), (1, 1), (one,) * exemplars)
+    return Work(100, metrics=[MetricsEntry([point], name.encode())])
+
+
+def test_a_store_of_version_1_gets_what_came_since(tmp_path: Path) -> None:
+    """It is opened with all it holds, can keep exemplars from now on, and is not upgraded twice."""
+    store = Store(tmp_path)
+    store.keep(work("a", 5, b"k" * 16))
+    store.keep(measured("before", 0))
+    store.close()
+    older = Database(tmp_path)
+    older.writing().execute("DROP TABLE exemplars")
+    older.writing().execute("UPDATE meta SET version = 1")
+    older.close()
+    for name in ("first", "second"):
+        store = Store(tmp_path)
+        store.keep(work("a", 5, b"k" * 16))
+        store.keep(measured(name, 2))
+        store.close()
+    reading = Database(tmp_path)
+    query = reading.writing().execute
+    assert query("SELECT version FROM meta").fetchall() == [(VERSION,)]
+    assert query("SELECT sum(v1) FROM samples").fetchall() == [(5,)]
+    assert query("SELECT count(*) FROM exemplars").fetchall() == [(4,)]
+    assert query("SELECT count(*) FROM points").fetchall() == [(3,)]
+    reading.close()
+
+
+def test_exemplars_share_the_fate_of_their_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored with it once, refused with it when its series is not taken, and counted either way."""
+    monkeypatch.setattr(dictionaries, "MAX_SERIES", 1)
+    store = Store(tmp_path)
+    store.keep(measured("a", 2))
+    store.keep(measured("a", 2))
+    store.keep(measured("b", 3))
+    counts = store.counters.snapshot()
+    assert (counts["exemplars_stored"], counts["exemplars_refused"]) == (2, 3)
+    rows = store.reading().execute("SELECT ts, value, span, trace_high, attributes FROM exemplars").fetchall()
+    assert rows == [(10**18, 0.5, 0, 0x0101010101010101, '{"why":"slow"}')] * 2
+    store.close()
 
 
 def test_a_file_that_is_no_store_is_not_opened(tmp_path: Path) -> None:

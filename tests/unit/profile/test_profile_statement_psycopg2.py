@@ -13,7 +13,7 @@ import psycopg2.extensions
 import psycopg2.extras
 import pytest
 
-from quayscope.profile.statement import encode_comment, normalize
+from quayscope.profile.statement import comment_pairs, encode_comment, normalize
 from unit.profile.own_postgres import own_postgres
 
 SECRET = "pl4nted"
@@ -156,9 +156,9 @@ def test_postgres_shows_the_comment_that_psycopg2_was_given(
     words = {"route": "GET /api/v1/<path:x>", "trace": "ab" * 16, "run": "50% of 'it'", "phase": "a*/b"}
     query = "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid() AND query <> "
     with connection.cursor() as cursor:
-        cursor.execute(encode_comment(**words, parameters=True) + query + "%s", (SECRET,))
+        cursor.execute(encode_comment(comment_pairs(**words), parameters=True) + query + "%s", (SECRET,))
         with_parameters = cursor.fetchall()[0][0]
-        cursor.execute(encode_comment(**words, parameters=False) + query + f"'{SECRET}'")
+        cursor.execute(encode_comment(comment_pairs(**words), parameters=False) + query + f"'{SECRET}'")
         without = cursor.fetchall()[0][0]
     assert with_parameters == without
     statement = normalize(without)

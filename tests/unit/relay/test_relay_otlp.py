@@ -8,6 +8,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from quayscope.relay.otlp import (
+    Exemplar,
     Histogram,
     HistogramPoint,
     Metric,
@@ -54,6 +55,24 @@ def test_metrics_are_read_back() -> None:
     assert histogram.histogram.aggregation_temporality == DELTA
     assert (bucketed.count, bucketed.sum, list(bucketed.bucket_counts)) == (3, 3.5, [1, 0, 2])
     assert list(bucketed.explicit_bounds) == [0.5, 1.0]
+
+
+def test_exemplars_are_read_back() -> None:
+    """An exemplar has its value, time, ids and attributes; ids that are not known are left out."""
+    first = Exemplar(0.75, 15, "a" * 32, "b" * 16, {"why": "slow", "busy": 0.25})
+    second = Exemplar(0.0, 16, "", "")
+    point = HistogramPoint((1, 1), 0.75, 20, 10, {"e": "GET /"}, [first, second])
+    request = ExportMetricsServiceRequest.FromString(
+        metric_request({}, [Histogram("h", "s", (0.5,), [point])])
+    )
+    (bars,) = request.resource_metrics[0].scope_metrics[0].metrics[0].histogram.data_points
+    one, other = bars.exemplars
+    assert (one.as_double, one.time_unix_nano) == (0.75, 15)
+    assert (one.trace_id.hex(), one.span_id.hex()) == ("a" * 32, "b" * 16)
+    about = {item.key: item.value for item in one.filtered_attributes}
+    assert (about["why"].string_value, about["busy"].double_value) == ("slow", 0.25)
+    assert (other.WhichOneof("value"), other.trace_id, other.span_id) == ("as_double", b"", b"")
+    assert bars.attributes[0].value.string_value == "GET /"
 
 
 def test_spans_are_read_back() -> None:

@@ -117,6 +117,31 @@ def test_samples_become_profiles(relay: Relay, kept: Kept, connect: Callable[[],
     assert cpu.start_ns % (10 * 10**9) == 0
 
 
+def test_a_held_up_hub_is_blocked_time(
+    relay: Relay, kept: Kept, connect: Callable[[], socket.socket]
+) -> None:
+    """It joins the block profile under its wait, with no statement, in slots of any length."""
+    slot = now() + 250_000_000
+    send(
+        connect(),
+        HELLO,
+        {"k": "frame", "f": [[0, "main", "m.py", 1], [1, "json.dumps", "[native]", 0]]},
+        {"k": "frame", "f": [[2, "Hub:cpu", "[wait]", 0]]},
+        {"k": "hub", "t": slot, "s": [[60_000_000, 1, ["GET /a", "", "", "r", "p"], 120_000_000, [0, 1, 2]]]},
+        {"k": "hub", "t": slot, "s": [[50_000_000, 1, None, 0, [0, 1]]]},
+    )
+    relay.close(5)
+    (block,) = kept.made
+    ((stack, attributes), values), *_ = block.samples.items()
+    assert [(frame.function, frame.kind) for frame in stack] == [
+        ("main", "python"),
+        ("json.dumps", "native"),
+        ("Hub:cpu", "wait"),
+    ]
+    assert (attributes.slot_ns, attributes.endpoint, values) == (slot, "GET /a", (1, 60_000_000))
+    assert kept.counts()["malformed"] == 1
+
+
 def test_hostile_packets_cost_only_themselves(
     relay: Relay, kept: Kept, connect: Callable[[], socket.socket], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,8 @@
-"""Metric series and their points."""
+"""Metric series, their points, and the exemplars beside them."""
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,12 @@ from quayscope.collector.query.request import Matcher, TimeRange
 from quayscope.collector.query.select import fetch, number_list
 from quayscope.collector.store import Store
 
-__all__ = ["MAX_POINTS", "metrics", "one_metric"]
+__all__ = ["MAX_EXEMPLARS", "MAX_POINTS", "metrics", "one_metric"]
 
 MAX_POINTS = 200_000
 """Points of one answer; more are refused, since a cut series would look like one that ended."""
+MAX_EXEMPLARS = 10_000
+"""Exemplars of one answer, the newest; how many of a series are left out is said."""
 
 _NS = 1e9
 
@@ -66,10 +69,53 @@ def metrics(
             buckets = list(struct.unpack(f"<{len(packed) // 8}q", packed))
             shown = {"count": observations, "sum": value, "bounds": list(one.bounds), "buckets": buckets}
         points.setdefault(number, []).append([time_ns / _NS, shown])
+    exemplars = _exemplars(store, [n for n in chosen if known[n].kind.endswith("histogram")], time_range)
     answer: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for number in sorted(points):
+    for number in sorted(points.keys() | exemplars.keys()):
         one = known[number]
         key = (one.name, one.unit, one.kind)
         metric = answer.setdefault(key, {"name": one.name, "unit": one.unit, "kind": one.kind, "series": []})
-        metric["series"].append({"attributes": one.attributes, "points": points[number]})
+        metric["series"].append(
+            {"attributes": one.attributes, "points": points.get(number, []), **exemplars.get(number, {})}
+        )
     return sorted(answer.values(), key=lambda metric: str(metric["name"]))
+
+
+def _exemplars(store: Store, chosen: Sequence[int], time_range: TimeRange) -> dict[int, dict[str, Any]]:
+    """Return what is shown of each series' exemplars, by time; series without any are left out."""
+    where = f"WHERE ts >= ? AND ts < ? AND series IN {number_list(chosen or [-1])}"
+    counted = fetch(
+        store,
+        f"SELECT series, count(*) AS n FROM exemplars {where} GROUP BY series",  # noqa: S608 - ids of our own
+        list(time_range),
+    )
+    present = dict(zip(counted["series"].tolist(), counted["n"].tolist(), strict=True))
+    if not present:
+        return {}
+    rows = fetch(
+        store,
+        "SELECT ts, series, value, span, trace_high, trace_low, attributes FROM exemplars "  # noqa: S608 - the same
+        f"{where} ORDER BY ts DESC LIMIT {MAX_EXEMPLARS}",
+        list(time_range),
+    )
+    found: dict[int, list[dict[str, Any]]] = {number: [] for number in present}
+    columns = ("ts", "series", "value", "span", "trace_high", "trace_low", "attributes")
+    for time_ns, number, value, span, high, low, attributes in zip(
+        *(rows[name].tolist() for name in columns), strict=True
+    ):
+        trace = high << 64 | low
+        found[number].append(
+            {
+                "time": time_ns / _NS,
+                "value": value,
+                "trace_id": f"{trace:032x}" if trace else "",
+                "span_id": f"{span:016x}" if span else "",
+                "attributes": json.loads(attributes),
+            }
+        )
+    shown: dict[int, dict[str, Any]] = {}
+    for number, newest in found.items():
+        shown[number] = {"exemplars": newest[::-1]}
+        if omitted := present[number] - len(newest):
+            shown[number]["exemplars_omitted"] = omitted
+    return shown

@@ -25,8 +25,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from quayscope.collector.errors import BadRequest
-from quayscope.collector.limits import MAX_LABEL_VALUE, MAX_TEXT, MAX_TIME_NS
-from quayscope.collector.store import MetricPoint, MetricsEntry, SpansEntry
+from quayscope.collector.limits import MAX_EXEMPLARS, MAX_LABEL_VALUE, MAX_TEXT, MAX_TIME_NS
+from quayscope.collector.store import Exemplar, MetricPoint, MetricsEntry, SpansEntry
 
 __all__ = ["MetricsRead", "TracesRead", "attribute_text", "is_whole", "read_metrics", "read_traces"]
 
@@ -45,10 +45,11 @@ class TracesRead(NamedTuple):
 
 
 class MetricsRead(NamedTuple):
-    """The entry (None: no point to keep), how many points are refused, and why the first was."""
+    """The entry (None: no point to keep), how many points and how many exemplars are refused, and why."""
 
     entry: MetricsEntry | None
     rejected: int
+    exemplars_rejected: int
     reason: str
 
 
@@ -90,25 +91,31 @@ def read_metrics(body: bytes) -> MetricsRead:
     """Read an ExportMetricsServiceRequest; raises `BadRequest`.
 
     Sums, gauges and histograms with bounds are kept; summaries, exponential histograms and points
-    without a time or with values that are no numbers are counted as refused.
+    without a time or with values that are no numbers are counted as refused. So are exemplars that are
+    ill-formed or too many; their point is kept.
     """
     try:
         message = ExportMetricsServiceRequest.FromString(body)
     except DecodeError as error:
         raise BadRequest(f"the metrics message is malformed: {error}") from error
     points: list[MetricPoint] = []
-    rejected, reason = 0, ""
+    rejected, exemplars, reason = 0, 0, ""
     for resource in message.resource_metrics:
         shared = _attributes(resource.resource.attributes)
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
+                exemplars += sum(len(point.exemplars) for point in metric.histogram.data_points)
                 for found in _points(metric, shared):
                     if isinstance(found, MetricPoint):
                         points.append(found)
                     else:
                         rejected += 1
                         reason = reason or f"{metric.name[:200]}: {found}"
-    return MetricsRead(MetricsEntry(points, _digest(body)) if points else None, rejected, reason)
+    exemplars -= sum(len(point.exemplars) for point in points)
+    if exemplars:
+        reason = reason or f"{exemplars} exemplars are ill-formed, too many, or of a refused point"
+    entry = MetricsEntry(points, _digest(body)) if points else None
+    return MetricsRead(entry, rejected, exemplars, reason)
 
 
 def _points(metric: Metric, shared: dict[str, str]) -> Iterator[MetricPoint | str]:
@@ -167,7 +174,26 @@ def _histogram(
         point.count,
         bounds,
         buckets,
+        tuple(_exemplars(point)),
     )
+
+
+def _exemplars(point: HistogramDataPoint) -> Iterator[Exemplar]:
+    """Yield the exemplars that can be kept."""
+    for one in point.exemplars[:MAX_EXEMPLARS]:
+        form = one.WhichOneof("value")
+        value = float(one.as_int if form == "as_int" else one.as_double)
+        # Ids may be missing, not odd: an event outside of any trace has none.
+        if (
+            form is not None
+            and math.isfinite(value)
+            and 0 < one.time_unix_nano < MAX_TIME_NS
+            and len(one.trace_id) in (0, 16)
+            and len(one.span_id) in (0, 8)
+            and len(one.filtered_attributes) <= _MAX_ATTRIBUTES
+        ):
+            about = tuple(sorted(_attributes(one.filtered_attributes).items()))
+            yield Exemplar(one.time_unix_nano, value, one.trace_id, one.span_id, about)
 
 
 def _problem(metric: Metric, point: NumberDataPoint | HistogramDataPoint, value: float) -> str:

@@ -95,12 +95,13 @@ class Receiver:
     def metrics(self, body: bytes) -> bytes:
         """Store an OTLP metrics message; the answer is an ExportMetricsServiceResponse."""
         try:
-            entry, rejected, reason = read_metrics(body)
+            entry, rejected, exemplars, reason = read_metrics(body)
         except CollectorError:
             self._counters.add("malformed")
             raise
         self._counters.add("points_received", rejected + (len(entry.points) if entry else 0))
         self._counters.add("points_refused", rejected)
+        self._counters.add("exemplars_refused", exemplars)
         if entry:
             for text in self._store.keep(Work(len(body), metrics=[entry])):
                 reason = reason or text

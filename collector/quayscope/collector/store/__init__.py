@@ -8,6 +8,7 @@ A request becomes `Work` (`entries`), waits in a bounded queue, is turned into r
 from __future__ import annotations
 
 from quayscope.collector.store.entries import (
+    Exemplar,
     MetricPoint,
     MetricsEntry,
     ProfileEntry,
@@ -17,4 +18,13 @@ from quayscope.collector.store.entries import (
 )
 from quayscope.collector.store.store import Store
 
-__all__ = ["MetricPoint", "MetricsEntry", "ProfileEntry", "SpansEntry", "Store", "Ticket", "Work"]
+__all__ = [
+    "Exemplar",
+    "MetricPoint",
+    "MetricsEntry",
+    "ProfileEntry",
+    "SpansEntry",
+    "Store",
+    "Ticket",
+    "Work",
+]

@@ -11,7 +11,7 @@ import duckdb
 
 from quayscope.collector.errors import CannotOpenStore, StoreUnavailable
 from quayscope.collector.store.dictionaries import Dictionaries
-from quayscope.collector.store.schema import VERSION, create_statements
+from quayscope.collector.store.schema import VERSION, create_statements, upgrade_statements
 from quayscope.profile import Frame
 
 __all__ = ["Database"]
@@ -65,12 +65,13 @@ class Database:
                 row[0] for row in connection.execute("FROM duckdb_tables() SELECT table_name").fetchall()
             }
             if not tables:
-                connection.execute("BEGIN")
-                for statement in create_statements():
-                    connection.execute(statement)
-                connection.execute("COMMIT")
+                self._lay_out(create_statements())
                 return
             row = connection.execute("SELECT version FROM meta").fetchone() if "meta" in tables else None
+            if row is not None and 1 <= row[0] < VERSION:
+                self._lay_out(upgrade_statements(row[0]))
+                log.info("store upgraded", extra={"from": row[0], "to": VERSION})
+                return
         except duckdb.Error as error:
             raise CannotOpenStore(f"cannot prepare {self.path}: {str(error).splitlines()[0]}") from error
         if row is None or row[0] != VERSION:
@@ -79,6 +80,13 @@ class Database:
                 f"{self.path} has version {found} of the tables, this collector reads {VERSION}",
                 next_step="use the collector that wrote it, or choose another directory with --data",
             )
+
+    def _lay_out(self, statements: list[str]) -> None:
+        connection = self.writing()
+        connection.execute("BEGIN")
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute("COMMIT")
 
     def writing(self) -> duckdb.DuckDBPyConnection:
         """Return the writer's connection; only the writer thread may use it. Raises `StoreUnavailable`."""

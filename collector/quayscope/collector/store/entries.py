@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from quayscope.profile import Profile
 
-__all__ = ["MetricPoint", "MetricsEntry", "ProfileEntry", "SpansEntry", "Ticket", "Work"]
+__all__ = ["Exemplar", "MetricPoint", "MetricsEntry", "ProfileEntry", "SpansEntry", "Ticket", "Work"]
 
 
 class ProfileEntry(NamedTuple):
@@ -33,8 +33,18 @@ class SpansEntry(NamedTuple):
     key: bytes
 
 
+class Exemplar(NamedTuple):
+    """One event of those that a point counts. `trace_id` has 16 bytes, `span_id` 8, or none: not known."""
+
+    time_ns: int
+    value: float
+    trace_id: bytes
+    span_id: bytes
+    attributes: tuple[tuple[str, str], ...]
+
+
 class MetricPoint(NamedTuple):
-    """One data point. A histogram has `value` = its sum, `observations`, and `buckets`; others have neither.
+    """One data point. A histogram has `value` = its sum, `observations`, `buckets` and `exemplars`.
 
     `kind` is `delta sum`, `cumulative sum`, `gauge`, `delta histogram` or `cumulative histogram`;
     `attributes` are sorted (name, value) pairs of resource and point; `bounds` as OTLP has them.
@@ -49,6 +59,7 @@ class MetricPoint(NamedTuple):
     observations: int = 0
     bounds: tuple[float, ...] = ()
     buckets: tuple[int, ...] = ()
+    exemplars: tuple[Exemplar, ...] = ()
 
 
 class MetricsEntry(NamedTuple):

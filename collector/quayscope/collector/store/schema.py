@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["TABLES", "VERSION", "Table", "create_statements"]
+__all__ = ["TABLES", "VERSION", "Table", "create_statements", "upgrade_statements"]
 
-VERSION = 1
+VERSION = 2
 """Grows with each change of the tables; a store of a newer version is not opened."""
 
 
@@ -112,15 +112,40 @@ TABLES = {
                 ("buckets", "BLOB"),
             ),
         ),
+        # Single events of histograms; `series` is a metric series. Ids of 0 mean unknown.
+        Table(
+            "exemplars",
+            (
+                ("ts", "BIGINT"),
+                ("series", "INTEGER"),
+                ("value", "DOUBLE"),
+                ("span", "UBIGINT"),
+                ("trace_high", "UBIGINT"),
+                ("trace_low", "UBIGINT"),
+                ("attributes", "VARCHAR"),
+            ),
+        ),
         Table("metric_messages", (("received_ns", "BIGINT"), ("key", "BLOB"))),
     )
 }
 
 
+_NEW_TABLES = {2: ("exemplars",)}
+"""What each version brought: a store of any version before it gets these tables, empty."""
+
+
 def create_statements() -> list[str]:
     """Return the statements that lay out an empty store."""
     statements = ["CREATE TABLE meta(version INTEGER)", f"INSERT INTO meta SELECT {VERSION}"]
-    for table in TABLES.values():
-        columns = ", ".join(f'"{name}" {kind}' for name, kind in table.columns)
-        statements.append(f"CREATE TABLE {table.name}({columns})")
-    return statements
+    return statements + [_create(table) for table in TABLES.values()]
+
+
+def upgrade_statements(version: int) -> list[str]:
+    """Return the statements that make a store of an older `version` one of this."""
+    new = [TABLES[name] for since in range(version + 1, VERSION + 1) for name in _NEW_TABLES[since]]
+    return [*map(_create, new), f"UPDATE meta SET version = {VERSION}"]  # noqa: S608 - ours
+
+
+def _create(table: Table) -> str:
+    columns = ", ".join(f'"{name}" {kind}' for name, kind in table.columns)
+    return f"CREATE TABLE {table.name}({columns})"

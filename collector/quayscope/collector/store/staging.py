@@ -6,8 +6,8 @@ import struct
 import time
 import zlib
 
-from quayscope.collector.store.dictionaries import Dictionaries
-from quayscope.collector.store.entries import MetricsEntry, ProfileEntry, SpansEntry, Work
+from quayscope.collector.store.dictionaries import Dictionaries, label_text
+from quayscope.collector.store.entries import MetricPoint, MetricsEntry, ProfileEntry, SpansEntry, Work
 from quayscope.collector.store.rows import Rows
 from quayscope.collector.store.tries import DictionaryFull
 from quayscope.profile import Profile
@@ -158,14 +158,25 @@ def _stage_metrics(
             if not refused:
                 work.ticket.refused.append(str(full))
             refused += 1
+            staged.count("exemplars_refused", len(point.exemplars))
             continue
         buckets = struct.pack(f"<{len(point.buckets)}q", *point.buckets)
         staged.rows.row("points", point.time_ns, series, point.value, point.observations, buckets)
+        _stage_exemplars(point, series, staged)
     if refused:
         staged.count("points_refused", refused)
     staged.rows.row("metric_messages", now_ns, entry.key)
     staged.keys[entry.key] = None
     staged.count("points_stored", len(entry.points) - refused)
+
+
+def _stage_exemplars(point: MetricPoint, series: int, staged: Staged) -> None:
+    for one in point.exemplars:
+        span = int.from_bytes(one.span_id, "big")
+        high, low = (int.from_bytes(half, "big") for half in (one.trace_id[:8], one.trace_id[8:]))
+        attributes = label_text(dict(one.attributes))
+        staged.rows.row("exemplars", one.time_ns, series, one.value, span, high, low, attributes)
+    staged.count("exemplars_stored", len(point.exemplars))
 
 
 def _stage_dictionaries(rows: Rows, dictionaries: Dictionaries) -> None:

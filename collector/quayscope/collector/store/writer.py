@@ -131,7 +131,9 @@ class Writer:
         for work in works:
             self._counters.add("refused", len(work.profiles))
             self._counters.add("spans_refused", sum(entry.spans for entry in work.spans))
-            self._counters.add("points_refused", sum(len(entry.points) for entry in work.metrics))
+            points = [point for entry in work.metrics for point in entry.points]
+            self._counters.add("points_refused", len(points))
+            self._counters.add("exemplars_refused", sum(len(point.exemplars) for point in points))
             refusal = StoreUnavailable("the store could not keep this", next_step="send again later")
             refusal.__cause__ = failure
             work.ticket.resolve(refusal)

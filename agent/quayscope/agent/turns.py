@@ -1,0 +1,188 @@
+"""The turns of greenlets in a gevent worker: how long the hub waited for each, and who kept it.
+
+While one greenlet runs no other does, and nobody is accepted or answered. The agent's own thread looks at a
+turn that lasts too long while it still lasts, so that the stack is the one that blocked; psycopg2's time is
+taken out, since it is measured by itself. When the turn is over its length is known, and is divided among
+the looks, each standing for the time since the one before.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, NamedTuple
+
+from quayscope.agent.context import About, Request
+from quayscope.agent.early import get_ident
+from quayscope.agent.faults import add
+from quayscope.agent.frames import BLOCKED, CPU_BOUND, UNSEEN, Key, Stacker
+from quayscope.agent.mainwatch import MainWatch
+from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
+
+__all__ = ["Turns"]
+
+NEVER_NS = 1 << 62
+MAX_LOOKS = 600
+"""Looks at one turn: half a minute of it. Later time goes to the last one."""
+
+
+class _Look(NamedTuple):
+    at_ns: int
+    on_cpu: bool
+    request: Request | None
+    key: Key
+
+
+class Turns:
+    """The turn that lasts, and the long ones that are over: rows of [nanoseconds, count, waited for].
+
+    A turn counts as long from `threshold_ns`, psycopg2's part not counted. `idle_ns` is the time in which
+    the hub had nothing to do, `blocked_ns` the time in which a greenlet kept it without using the CPU. In a
+    worker without a hub they are the time without a request, and the time in psycopg2.
+    """
+
+    def __init__(self, stacker: Stacker, length: SlotLength, threshold_ns: int) -> None:
+        self._stacker = stacker
+        self._threshold = threshold_ns
+        self.stalls: Slots[tuple[About, Key], list[int]] = Slots(length)
+        self.idle_ns = 0
+        self.blocked_ns = 0
+        self.in_flight = 0
+        """Requests that have begun and not ended."""
+        self._idle_since_ns = time.perf_counter_ns()  # where there is no hub
+        self._hub: Any = None
+        self._main = 0
+        self._watch: MainWatch | None = None
+        self._number = 0
+        self._idle = False
+        self._began_ns = 0
+        self._cpu_began_ns = 0
+        self._sql_ns = 0
+        self._in_sql = False
+        self._request: Request | None = None  # the last one that this turn worked for
+        self._looks: list[_Look] = []
+
+    @property
+    def followed(self) -> bool:
+        """Whether there are greenlets and their turns are known."""
+        return self._hub is not None
+
+    def start(self, hub: Any) -> None:
+        """Begin, on the main thread."""
+        self._main = get_ident()
+        self._watch = self._watch or MainWatch()
+        self._began_ns, self._cpu_began_ns = time.perf_counter_ns(), time.thread_time_ns()
+        self._hub = hub
+
+    def stop(self) -> None:
+        """End: turns are not seen any more."""
+        self._hub = None
+
+    def turn(self, greenlet: Any, now: int, cpu_ns: int, request: Request | None) -> None:
+        """Note that a greenlet's turn begins, for `request`, and another's ends.
+
+        `now` is by `perf_counter_ns`, `cpu_ns` by the thread's CPU clock. Called at every switch, on the
+        main thread.
+        """
+        length = now - self._began_ns
+        if self._idle:
+            self.idle_ns += max(0, length - (cpu_ns - self._cpu_began_ns))
+        elif length - self._sql_ns >= self._threshold:
+            self._long(length, cpu_ns)
+        self._number += 1
+        self._began_ns, self._cpu_began_ns = now, cpu_ns
+        self._idle = greenlet is self._hub
+        self._sql_ns = 0
+        self._in_sql = False
+        self._request = request
+        if self._looks:
+            self._looks = []
+
+    def sql_began(self) -> int:
+        """Note that a call into psycopg2 begins; returns what `sql_ended` wants to know."""
+        if get_ident() == self._main:
+            self._in_sql = True
+        return self._number
+
+    def sql_ended(self, number: int, nanoseconds: int) -> None:
+        """Note that the call is over. One that let others run (a wait callback) blocked nobody."""
+        if self._hub is None:
+            self.blocked_ns += nanoseconds
+        elif get_ident() == self._main:
+            self._in_sql = False
+            if number == self._number:
+                self._sql_ns += nanoseconds
+                self.blocked_ns += nanoseconds
+
+    def request_began(self, request: Request) -> None:
+        """Note that a request begins, on whatever thread."""
+        self.in_flight += 1
+        self._request = request
+        if self._hub is None and self.in_flight == 1:
+            self.idle_ns += time.perf_counter_ns() - self._idle_since_ns
+
+    def request_ended(self) -> None:
+        """Note that one has ended."""
+        self.in_flight -= 1
+        if self._hub is None and not self.in_flight:
+            self._idle_since_ns = time.perf_counter_ns()
+
+    def look(self, now: int) -> int:
+        """Look at a turn that lasts too long; returns after how many nanoseconds to come again.
+
+        To be called from the agent's own thread, with the time by `perf_counter_ns`.
+        """
+        if self._hub is None or self._watch is None:
+            return NEVER_NS
+        on_cpu = self._watch.on_cpu(now)
+        if self._idle or self._in_sql:
+            return self._threshold
+        number = self._number
+        late = now - self._began_ns - self._sql_ns
+        if late < self._threshold:
+            return self._threshold - late
+        key = self._stacker.take(sys._current_frames().get(self._main))
+        found = _Look(now, on_cpu, self._request, key)
+        # Others may have run while we looked: then this was no part of that turn.
+        if number == self._number and len(self._looks) < MAX_LOOKS:
+            self._looks.append(found)
+        return self._threshold
+
+    def _long(self, length: int, cpu_ns: int) -> None:
+        left = length - self._sql_ns
+        request = self._request
+        others = max(0, self.in_flight - (request is not None and not request.ended))
+        at = self._began_ns
+        looks = list(self._looks)
+        if not looks:
+            self._add(request, UNSEEN, left, 1, others)
+            self.blocked_ns += max(0, left - (cpu_ns - self._cpu_began_ns))
+            return
+        for number, look in enumerate(looks):
+            if number == len(looks) - 1:
+                share = left
+            else:
+                share = min(left, (look.at_ns - at) * (length - self._sql_ns) // length)
+            self._add(
+                look.request,
+                (CPU_BOUND if look.on_cpu else BLOCKED) + look.key,
+                share,
+                int(not number),
+                others,
+            )
+            if not look.on_cpu:
+                self.blocked_ns += share
+            left -= share
+            at = look.at_ns
+
+    def _add(self, request: Request | None, key: Key, nanoseconds: int, count: int, others: int) -> None:
+        table = self.stalls.now()
+        row = table.get((request, key))
+        if row is None:
+            if len(table) >= MAX_KEYS:
+                add("records_dropped")
+                return
+            row = table[request, key] = [0, 0, 0]
+        row[0] += nanoseconds
+        row[1] += count
+        row[2] += nanoseconds * others
