@@ -110,7 +110,7 @@ def _places() -> Iterator[Path]:
     try:
         temporary = Path(tempfile.gettempdir())
         if _safe(temporary):
-            yield temporary / f"quayscope-{os.geteuid()}"
+            yield temporary / f"quayscope-agent-{os.geteuid()}"
         # Somebody else may have taken that name.
         yield Path(tempfile.mkdtemp(prefix="quayscope-"))
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from integration.agent.layouts import Supervised, mount_as_secret
-from integration.agent.serving import CHECKOUT, Gunicorn, Kept, left_behind
+from integration.agent.serving import CHECKOUT, Gunicorn, Kept, left_behind, until
+from integration.collector.running_collector import RunningCollector
 from interpreters import VERSIONS, bare, prepared
 from quayscope.agent.bundle import write
 from quayscope.relay import Relay
@@ -59,19 +61,20 @@ def test_three_ways_deliver_the_same(
     assert kept.cpu()[HEAVY] > 40e6
 
 
-def test_a_secret_under_supervisord(bundle: Path, relay: Relay, kept: Kept, tmp_path: Path, dsn: str) -> None:
-    """A bundle that a Secret can hold, mounted as one, profiles the workers that supervisord started."""
-    mount, socket = tmp_path / "stack", str(tmp_path / "agent.sock")
+def supervised(bundle: Path, directory: Path, socket: str, **environment: str) -> Supervised:
+    """Start two workers under supervisord, with the bundle mounted as a Secret."""
+    mount = directory / "stack"
     assert mount_as_secret(bundle, mount) < 1 << 20
     command = [str(prepared(QUAYS)), "-m", "gunicorn", "--worker-class=gevent", "--preload", "--workers=2"]
     command += ["--bind=127.0.0.1:0", "--graceful-timeout=3", "integration.agent.agent_app:app"]
-    environment = {
-        "PYTHONPATH": os.pathsep.join(map(str, (mount, TESTS))),
-        "QUAYSCOPE_SOCKET": socket,
-        "QUAYSCOPE_ROLE": "registry",
-        "AGENT_TEST_DSN": dsn,
-    }
-    web = Supervised(tmp_path, command, environment)
+    path = os.pathsep.join(map(str, (mount, TESTS)))
+    return Supervised(directory, command, {"PYTHONPATH": path, "QUAYSCOPE_SOCKET": socket, **environment})
+
+
+def test_a_secret_under_supervisord(bundle: Path, relay: Relay, kept: Kept, tmp_path: Path, dsn: str) -> None:
+    """A bundle that a Secret can hold, mounted as one, profiles the workers that supervisord started."""
+    socket = str(tmp_path / "agent.sock")
+    web = supervised(bundle, tmp_path, socket, AGENT_TEST_DSN=dsn)
     try:
         assert web.get_often("/heavy/x", 10) == [200] * 10
     finally:
@@ -83,6 +86,39 @@ def test_a_secret_under_supervisord(bundle: Path, relay: Relay, kept: Kept, tmp_
     assert kept.requests()[HEAVY, 200] == 10
     assert kept.cpu()[HEAVY] > 100e6
     assert kept.counts().get("faults", 0) == 0
+
+
+def test_a_secret_without_a_sidecar(bundle: Path, tmp_path: Path, dsn: str) -> None:
+    """Where no sidecar listens, the bundle's own helper process sends to a collector: one, and no more."""
+    socket, service = str(tmp_path / "agent.sock"), "without-a-sidecar"
+    (tmp_path / "collector").mkdir()
+    collector = RunningCollector(tmp_path / "collector").start()
+    try:
+        web = supervised(
+            bundle,
+            tmp_path,
+            socket,
+            AGENT_TEST_DSN=dsn,
+            QUAYSCOPE_COLLECTOR=collector.http,
+            QUAYSCOPE_SERVICE_NAME=service,
+        )
+        try:
+            assert web.get_often("/heavy/x", 10) == [200] * 10
+            until(lambda: Path(socket).exists(), "the helper listens")
+            assert web.get_often("/heavy/x", 10) == [200] * 10
+        finally:
+            web.stop()
+            helpers = left_behind(socket)
+            for pid in helpers:
+                os.kill(pid, signal.SIGTERM)
+        until(lambda: left_behind(socket) == [], "the helper ends")
+        found = collector.get("flamegraph", type="process_cpu", match=[f"service_name={service}"])
+    finally:
+        collector.stop()
+    assert len(helpers) == 1
+    assert web.process.returncode == 0
+    assert "Traceback" not in web.log()
+    assert found["total"] > 100e6
 
 
 @pytest.mark.parametrize("version", VERSIONS)

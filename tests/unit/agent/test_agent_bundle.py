@@ -163,7 +163,7 @@ def test_without_a_cache_it_is_kept_in_a_temporary_folder(
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.setattr(bundle, "_SYSTEM_CACHE", Path("/proc/nowhere"))
-    ours = cache.parent / f"quayscope-{os.geteuid()}"
+    ours = cache.parent / f"quayscope-agent-{os.geteuid()}"
     assert cached().parent == ours
     # The name is taken by a file: another one is made up.
     for path in sorted(ours.rglob("*"), reverse=True):
