@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install clean verify-flow screenshot
+.PHONY: help demo test lint format install interpreters clean verify-flow screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml hatch_build.py
 	@touch $@ $(VENV)/.runtime
 
 install: $(VENV)/.dev ## set up the virtual environment with development tools
+
+interpreters: ## set up CPython 3.9, 3.12 and 3.13 for the agent's tests, or say which is missing
+	@$(PYTHON) tests/interpreters.py
 
 demo: $(VENV)/.runtime ## run the main job: make demo ARGS="--duration 30s --exit --json out.json"
 	$(BIN)/quayscope demo $(ARGS)

@@ -32,6 +32,15 @@ def checkout() -> Path:
     return Path(__file__).parent.parent
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may pass through; pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="quayscope-open-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def plain_python(checkout: Path) -> Iterator[PlainPython]:
     """An interpreter that a plain user can run, with our packages."""

@@ -34,20 +34,39 @@ _agent: WorkerAgent | None = None
 
 
 def wanted(arguments: list[str], listed: str) -> bool:
-    """Whether a program with these original arguments is one to start in: gunicorn, or a listed one."""
+    """Whether a program with these original arguments is one to start in: gunicorn, or a listed one.
+
+    Read as the interpreter reads them: single letters may stand together, and the last may have a value,
+    attached or apart.
+    """
     names = {"gunicorn", *(name.strip() for name in listed.split(",") if name.strip())}
     rest = iter(arguments[1:])
     for argument in rest:
-        if argument == "-m":
-            module = next(rest, "")
-            return module in names or module.partition(".")[0] in names
-        if argument in ("-X", "-W"):
+        if argument == "--check-hash-based-pycs":
             next(rest, "")
-        elif argument == "-c":
-            return False  # a command line's code, whatever it mentions
-        elif not argument.startswith("-"):
-            return argument in names or os.path.basename(argument) in names  # noqa: PTH119 - slow to import
+        elif argument == "--":
+            return _is_script(next(rest, ""), names)
+        elif argument == "-" or not argument.startswith("-"):
+            return _is_script(argument, names)
+        elif not argument.startswith("--"):
+            for place, letter in enumerate(argument):
+                if letter not in "cmWX":
+                    continue
+                value = argument[place + 1 :] or next(rest, "")
+                if letter == "m":
+                    return value in names or value.partition(".")[0] in names
+                if letter == "c":
+                    return False  # a command line's code, whatever it mentions
+                break
     return False
+
+
+def _is_script(path: str, names: set[str]) -> bool:
+    if path in names or path.rpartition("/")[2] in names:
+        return True
+    # gunicorn that was started by `-m` and is told to replace itself (SIGUSR2) runs its module's file.
+    tails = ("/__main__.py", "/app/wsgiapp.py")
+    return any(path.endswith(tail) and _is_script(path[: -len(tail)], names) for tail in tails)
 
 
 def install(arguments: list[str]) -> None:

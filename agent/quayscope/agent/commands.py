@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 import click
 
+from quayscope.agent.bundle import cached, write
 from quayscope.agent.errors import AgentError
 
 __all__ = ["agent"]
-
-INJECT = Path(__file__).parent / "inject"
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("profile", "agent", "relay")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @click.group()
@@ -42,7 +37,7 @@ def run(program: tuple[str, ...]) -> None:
             f"{program[0]} was not found", next_step="give a program on PATH, or its path", exit_code=2
         )
     own = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(INJECT), *([own] if own else [])])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(cached()), *([own] if own else [])])}
     try:
         os.execve(found, list(program), environment)  # noqa: S606 - that is what this command does
     except OSError as error:
@@ -51,28 +46,18 @@ def run(program: tuple[str, ...]) -> None:
 
 @agent.command()
 def path() -> None:
-    """Print the folder that goes on PYTHONPATH."""
-    click.echo(INJECT)
+    """Print the folder that goes on PYTHONPATH: the bundle, in a cache folder of yours."""
+    click.echo(cached())
 
 
 @agent.command(epilog="Example:\n\n  quayscope agent bundle ./stack && PYTHONPATH=./stack gunicorn app:app")
+@click.option(
+    "--pythonpath",
+    metavar="TEXT",
+    help="The image's own PYTHONPATH, for where another one replaces it: the agent puts it back.",
+)
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-def bundle(directory: Path) -> None:
+def bundle(directory: Path, pythonpath: str | None) -> None:
     """Write sitecustomize.py and agent.zip (pure Python, the same bytes each time) to DIRECTORY."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(INJECT / "sitecustomize.py", directory / "sitecustomize.py")
-        with zipfile.ZipFile(directory / "agent.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            # Before CPython 3.13 a folder without an entry of its own is no namespace package.
-            archive.writestr(zipfile.ZipInfo("quayscope/", _EPOCH), b"")
-            for package in PACKAGES:
-                for source in sorted((ROOT / package).rglob("*.py")):
-                    if source.parent == INJECT or source == Path(__file__):
-                        continue
-                    entry = zipfile.ZipInfo(str(Path("quayscope") / source.relative_to(ROOT)), _EPOCH)
-                    entry.compress_type = zipfile.ZIP_DEFLATED
-                    archive.writestr(entry, source.read_bytes())
-    except OSError as error:
-        raise AgentError(f"the bundle cannot be written: {error}") from error
-    size = sum(file.stat().st_size for file in (directory / "sitecustomize.py", directory / "agent.zip"))
+    size = write(directory, pythonpath)
     click.echo(f"{directory}: {size} bytes")

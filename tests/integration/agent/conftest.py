@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from integration.agent.serving import Gunicorn, Kept
+from quayscope.agent.bundle import write
 from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.relay import Relay
 
@@ -25,6 +26,14 @@ def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             folder.chmod(0o711)
     with DemoPostgres(directory / "server") as postgres:
         yield postgres.dsn
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the agent as applications get it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    write(folder)
+    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,49 +134,11 @@ class Kept:
                     yield from scope.metrics
 
 
-class Gunicorn:
-    """A gunicorn with the agent on its PYTHONPATH, ended with the test."""
+class Served:
+    """An application that answers on a port of loopback."""
 
-    def __init__(
-        self,
-        directory: Path,
-        *arguments: str,
-        environment: Mapping[str, str],
-        application: str = "integration.agent.agent_app:app",
-        worker_class: str = "gevent",
-        inject: Path = INJECT,
-    ) -> None:
-        self.log_path = directory / "gunicorn.log"
-        # Bound here and passed on: nobody else can take the port in between.
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
-            listener.set_inheritable(True)
-            command = [sys.executable, "-m", "gunicorn", f"--worker-class={worker_class}"]
-            command += [f"--bind=fd://{listener.fileno()}", "--graceful-timeout=3", *arguments, application]
-            with self.log_path.open("wb") as log:
-                self.process = subprocess.Popen(
-                    command,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[listener.fileno()],
-                    env={
-                        **os.environ,
-                        "PYTHONPATH": os.pathsep.join(map(str, [inject, CHECKOUT / "tests"])),
-                        "QUAYSCOPE_ROLE": "registry",
-                        **environment,
-                    },
-                )
-        try:
-            until(self._serves, f"gunicorn serves: {self.log()}")
-        except BaseException:
-            self.kill()
-            raise
-
-    def _serves(self) -> bool:
-        assert self.process.poll() is None, self.log()
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return self.get("/agent")[0] == 200
-        return False
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
         """Ask for a path; return the status and the body."""
@@ -197,6 +159,61 @@ class Gunicorn:
     def get_often(self, path: str, times: int, headers: Mapping[str, str] | None = None) -> list[int]:
         """Ask for a path a number of times, one after the other; return the statuses."""
         return [self.get(path, headers)[0] for _ in range(times)]
+
+    def answers(self) -> bool:
+        """Whether the agent's test application is there."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.get("/agent")[0] == 200
+        return False
+
+
+class Gunicorn(Served):
+    """A gunicorn with the agent on its PYTHONPATH, ended with the test.
+
+    `path` stands behind the agent's folder `inject`, `python` runs it, `prefix` stands before the command.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        environment: Mapping[str, str],
+        application: str = "integration.agent.agent_app:app",
+        worker_class: str = "gevent",
+        inject: Path | None = INJECT,
+        path: Sequence[Path] = (CHECKOUT / "tests",),
+        python: Path = Path(sys.executable),
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.log_path = directory / "gunicorn.log"
+        # Bound here and passed on: nobody else can take the port in between.
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            super().__init__(listener.getsockname()[1])
+            listener.set_inheritable(True)
+            command = [*prefix, str(python), "-m", "gunicorn", f"--worker-class={worker_class}"]
+            command += [f"--bind=fd://{listener.fileno()}", "--graceful-timeout=3", *arguments, application]
+            with self.log_path.open("wb") as log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[listener.fileno()],
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": os.pathsep.join(map(str, [*([inject] if inject else []), *path])),
+                        "QUAYSCOPE_ROLE": "registry",
+                        **environment,
+                    },
+                )
+        try:
+            until(self._serves, f"gunicorn serves: {self.log()}")
+        except BaseException:
+            self.kill()
+            raise
+
+    def _serves(self) -> bool:
+        assert self.process.poll() is None, self.log()
+        return self.answers()
 
     def workers(self) -> list[int]:
         """Return the workers' pids."""
@@ -238,6 +255,17 @@ def at_once(*calls: Callable[[], object]) -> None:
         thread.join()
     if failures:
         raise failures[0]
+
+
+def left_behind(socket: str) -> list[int]:
+    """Return the processes that were started with this socket and are still there."""
+    mark = f"QUAYSCOPE_SOCKET={socket}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parts[2]))
+    return [pid for pid in found if pid != os.getpid()]
 
 
 def process_cpu_ns(pid: int) -> int:

@@ -13,7 +13,7 @@ from certificates import Certificates
 from integration.collector.running_collector import RunningCollector
 from integration.relay.conftest import Start
 from integration.relay.helper_process import until
-from other_pythons import find_python
+from interpreters import find
 from quayscope.profile.pprof import decode
 from quayscope.profile.push import PUSH_PATH, decode_push
 from receiving_server import ReceivingServer
@@ -22,7 +22,7 @@ CPU = "process_cpu"
 
 
 def interpreter(version: str) -> str:
-    return sys.executable if version == "this" else str(find_python(version))
+    return sys.executable if version == "this" else str(find(version))
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.13", "this"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import quayscope.agent
+from interpreters import VERSIONS, find
 
 ROOT = Path(quayscope.agent.__path__[0]).parents[1]
 NEEDS_CLICK = {"quayscope.agent.commands"}
@@ -20,19 +20,8 @@ NAMES = sorted(
 )
 
 
-def interpreters() -> list[str]:
-    """Return the running interpreter and the further ones that pyenv keeps here."""
-    found = sorted(Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python"))
-    usable = [str(path) for path in found if (3, 9) <= _version(path) < (3, 14)]
-    return [sys.executable, *usable]
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    return tuple(int(number) for number in path.parts[-3].split(".") if number.isdecimal())
-
-
-@pytest.mark.parametrize("interpreter", interpreters())
-def test_imports_with_the_standard_library_alone(interpreter: str) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_imports_with_the_standard_library_alone(version: str) -> None:
     """Each module of profile, agent and relay imports with nothing but the agent's root on the path."""
     wanted = [name for name in NAMES if name not in NEEDS_CLICK]
     assert "quayscope.relay.relay" in wanted
@@ -42,5 +31,5 @@ def test_imports_with_the_standard_library_alone(interpreter: str) -> None:
         "print(sorted({n.partition('.')[0] for n in sys.modules}"
         " & {'click', 'opentelemetry', 'psycopg2', 'flask', 'gevent', 'gunicorn', 'greenlet'}))"
     )
-    done = subprocess.run([interpreter, "-S", "-E", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([find(version), "-S", "-E", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr
