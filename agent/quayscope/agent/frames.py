@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ MAX_DEPTH = 256
 """Frames of a stack, counted from the leaf; deeper ones are cut and marked."""
 MAX_CODES = 50_000
 """Distinct functions remembered; a service has some thousands."""
+MAX_ENCODED = 2_048
+"""Stacks whose ids are kept as they are written, about 400 bytes each."""
 AGENT = "[quayscope agent]"
 """Root of stacks that are the agent's own work."""
 TRUNCATED = "[truncated]"
@@ -102,7 +105,17 @@ class FrameTable:
         self._ids: dict[tuple[int, int], int] = {}
         self._definitions: list[tuple[int, str, str, int]] = []
         self._marks: dict[str, int] = {}
+        self._encoded: dict[Key, bytes] = {}
         self._sent = 0
+
+    def encoded(self, key: Key) -> bytes:
+        """Return the frame ids of a stack, root first, as JSON: stacks come again and again."""
+        found = self._encoded.get(key)
+        if found is None:
+            if len(self._encoded) >= MAX_ENCODED:
+                self._encoded.clear()
+            found = self._encoded[key] = json.dumps(self.resolve(key), separators=(",", ":")).encode()
+        return found
 
     def resolve(self, key: Key) -> list[int]:
         """Return the frame ids of a stack, root first.
@@ -170,4 +183,5 @@ class FrameTable:
         self._ids.clear()
         self._definitions.clear()
         self._marks.clear()
+        self._encoded.clear()
         self._sent = 0

@@ -17,13 +17,14 @@ MAX_PACKET = 16_000
 """Bytes of one record; thirteen of them fill a socket's default queue."""
 _SEQPACKET = 5
 """`SOCK_SEQPACKET` on Linux; the `socket` module is not imported, gevent may not have patched it yet."""
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False)
 _RECEIVE_BYTES = 4_096
 _BACK_OFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
-def encode(record: dict[str, Any]) -> bytes:
-    """Return a record as it travels."""
-    return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+def encode(record: Any) -> bytes:
+    """Return a record, or a part of one, as it travels."""
+    return _JSON.encode(record).encode("utf-8", "replace")
 
 
 class RecordWriter:
@@ -104,16 +105,15 @@ class RecordWriter:
             self._socket = None
 
 
-def packets(head: dict[str, Any], name: str, rows: Iterator[list[Any]]) -> Iterator[tuple[bytes, int]]:
-    """Yield (packet, rows in it) of records `head` + {name: rows}, each within `MAX_PACKET` bytes.
+def packets(head: dict[str, Any], name: str, rows: Iterator[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yield (packet, rows in it) of records `head` + {name: encoded rows}, each within `MAX_PACKET` bytes.
 
     A single row that is too large for a packet is dropped and counted.
     """
     start = encode(head)[:-1] + f',"{name}":['.encode()
     parts: list[bytes] = []
     size = len(start) + 2
-    for row in rows:
-        part = json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    for part in rows:
         if len(start) + len(part) + 2 > MAX_PACKET:
             add("records_dropped")
             continue

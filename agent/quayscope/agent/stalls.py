@@ -23,7 +23,7 @@ __all__ = ["CONNECT", "Call", "StallTimer"]
 
 CONNECT = "[connect]"
 UNKNOWN = "[unknown statement]"
-STEP_NS = 5_000_000
+STEP_NS = 20_000_000
 LONGEST_STATEMENT = 8_000
 """Longer texts (bulk inserts) are named by their beginning, in characters."""
 

@@ -68,10 +68,16 @@ class RecordStream:
             *((len(t), self._write_stacks("stacks", s, self._cpu_rows(t))) for s, t in slots),
             *((len(t), self._write_stacks("stalls", s, self._stall_rows(t))) for s, t in stalls),
             *((len(t), self._write_stacks("hub", s, self._turn_rows(t))) for s, t in turns),
-            *((len(t), self._write_rows({"k": "requests", "t": s}, "r", _request_rows(t))) for s, t in rows),
-            (len(kept), self._write_rows({"k": "kept"}, "r", (list(one) for one in kept))),
             *(
-                (len(ended), self._write_rows({"k": "spans", "scope": scope}, "s", span_rows(ended)))
+                (len(t), self._write_rows({"k": "requests", "t": s}, "r", map(encode, _request_rows(t))))
+                for s, t in rows
+            ),
+            (len(kept), self._write_rows({"k": "kept"}, "r", map(encode, kept))),
+            *(
+                (
+                    len(ended),
+                    self._write_rows({"k": "spans", "scope": scope}, "s", map(encode, span_rows(ended))),
+                )
                 for scope, ended in spans.items()
             ),
         ]
@@ -101,35 +107,27 @@ class RecordStream:
             *(key for _, key in self._turns.stalls.waiting()),
         ]
 
-    def _cpu_rows(
-        self, samples: Mapping[tuple[About, Key], list[int]]
-    ) -> Iterator[tuple[list[Any], list[int]]]:
+    def _cpu_rows(self, samples: Mapping[tuple[About, Key], list[int]]) -> Iterator[bytes]:
         for (about, key), (spent, count) in samples.items():
             name = _WITHOUT_STACK.get(key)
-            ids = self._frames.resolve(key) if name is None else [self._frames.mark(name)]
-            yield [spent, count, _about(about)], ids
+            stack = self._frames.encoded(key) if name is None else b"[%d]" % self._frames.mark(name)
+            yield _row(stack, spent, count, _about(about))
 
-    def _stall_rows(
-        self, blocked: Mapping[tuple[About, str, Key], list[int]]
-    ) -> Iterator[tuple[list[Any], list[int]]]:
+    def _stall_rows(self, blocked: Mapping[tuple[About, str, Key], list[int]]) -> Iterator[bytes]:
         for (request, statement, key), (spent, count) in blocked.items():
-            yield [spent, count, _about(request), statement], self._frames.resolve(key)
+            yield _row(self._frames.encoded(key), spent, count, _about(request), statement)
 
-    def _turn_rows(
-        self, long: Mapping[tuple[About, Key], list[int]]
-    ) -> Iterator[tuple[list[Any], list[int]]]:
+    def _turn_rows(self, long: Mapping[tuple[About, Key], list[int]]) -> Iterator[bytes]:
         for (request, key), (spent, count, waited) in long.items():
-            yield [spent, count, _about(request), waited], self._frames.resolve(key)
+            yield _row(self._frames.encoded(key), spent, count, _about(request), waited)
 
-    def _write_stacks(
-        self, kind: str, slot_ns: int, rows: Iterator[tuple[list[Any], list[int]]]
-    ) -> Iterator[bool]:
+    def _write_stacks(self, kind: str, slot_ns: int, rows: Iterator[bytes]) -> Iterator[bool]:
         """Write stacks in small groups, each behind the definitions of its new frames."""
         head = {"k": kind, "t": slot_ns}
-        group: list[list[Any]] = []
+        group: list[bytes] = []
         began = time.perf_counter_ns()
-        for row, ids in rows:
-            group.append([*row, ids])
+        for row in rows:
+            group.append(row)
             # New functions take time to name: a group of many ends early.
             if len(group) >= STACKS_A_PACKET or time.perf_counter_ns() - began > SLICE_NS:
                 yield from self._write_group(head, group)
@@ -138,10 +136,8 @@ class RecordStream:
         if group:
             yield from self._write_group(head, group)
 
-    def _write_group(self, head: dict[str, Any], group: list[list[Any]]) -> Iterator[bool]:
-        for packet, count in packets(
-            {"k": "frame"}, "f", iter([list(row) for row in self._frames.undefined()])
-        ):
+    def _write_group(self, head: dict[str, Any], group: list[bytes]) -> Iterator[bool]:
+        for packet, count in packets({"k": "frame"}, "f", map(encode, self._frames.undefined())):
             accepted = yield from self._deliver(packet)
             if not accepted:
                 # Without their frames these stacks mean nothing.
@@ -150,7 +146,7 @@ class RecordStream:
             self._frames.defined(count)
         yield from self._write_rows(head, "s", iter(group))
 
-    def _write_rows(self, head: dict[str, Any], name: str, rows: Iterator[list[Any]]) -> Iterator[bool]:
+    def _write_rows(self, head: dict[str, Any], name: str, rows: Iterator[bytes]) -> Iterator[bool]:
         for packet, _ in packets(head, name, rows):
             yield from self._deliver(packet)
 
@@ -182,6 +178,11 @@ class RecordStream:
 
 
 _WITHOUT_STACK = {OTHER_THREADS: "[other threads]", BETWEEN_SAMPLES: "[between samples]"}
+
+
+def _row(stack: bytes, *values: Any) -> bytes:
+    """Return a row of these values and a stack, which is encoded already."""
+    return encode(values)[:-1] + b"," + stack + b"]"
 
 
 def _about(about: About) -> list[str] | None:

@@ -148,8 +148,8 @@ def test_the_worker_goes_on_whatever_the_peer_does(
         peer.levels[f"{name}_max_ns"] / 1e6 for name in ("slice_cpu", "slice_wall", "sample_cpu")
     )
     print(
-        f"{worker_class}: {len(answers)} requests, {peer.packets} packets read; longest slice {cpu:.2f} ms of CPU, "
-        f"{wall:.2f} ms of wall time, longest sample {sample:.2f} ms of CPU; the worker waited "
+        f"{worker_class}: {len(answers)} requests, {peer.packets} packets read; longest slice {cpu:.2f} ms "
+        f"of CPU, {wall:.2f} ms of wall time, longest sample {sample:.2f} ms of CPU; the worker waited "
         f"{delayed / 1e9:.2f} s for a core"
     )
     assert set(answers) == {200}
