@@ -31,19 +31,20 @@ class Endpoint(NamedTuple):
 class Request:
     """One request: who it is, and what it cost so far (nanoseconds).
 
-    `unsampled_ns` is CPU for which no sample has come yet. `ended`: what still runs in its context is
-    nobody's.
+    `unsampled_ns` is CPU for which no sample has come yet; `stack` the last sample's. `ended`: what still
+    runs in its context is nobody's. `shared` is what `about` returned once the route was known, `comments`
+    what stands in front of its statements, without and with parameters.
     """
 
     __slots__ = (
-        "_endpoint",
         "busy_ns",
-        "comment",
+        "comments",
         "ended",
         "method",
         "phase",
         "rule",
         "run",
+        "shared",
         "span_id",
         "stack",
         "stalled_ns",
@@ -65,9 +66,9 @@ class Request:
         self.stalled_ns = 0
         self.unsampled_ns = 0
         self.stack: tuple[int, ...] = ()
-        self.comment = ""
+        self.comments: tuple[str, str] | None = None
         self.ended = False
-        self._endpoint: Endpoint | None = None
+        self.shared: Endpoint | None = None
         self.started_ns = time.perf_counter_ns()
 
     @property
@@ -77,11 +78,11 @@ class Request:
 
     def about(self) -> Endpoint:
         """Return what this request shares with others of its endpoint, run and phase."""
-        if self._endpoint is not None:
-            return self._endpoint
+        if self.shared is not None:
+            return self.shared
         found = Endpoint(self.endpoint, self.run, self.phase)
         if self.rule:  # else the route may come yet
-            self._endpoint = found
+            self.shared = found
         return found
 
     def trace(self) -> str:

@@ -61,6 +61,7 @@ class CpuSampler:
 
     def __init__(self, stacker: Stacker, turns: Turns, length: SlotLength, hz: int) -> None:
         self._stacker = stacker
+        self._turns = turns
         self.account = CpuAccount(self._rest, turns)
         self.samples: Slots[tuple[About, Key], list[int]] = Slots(length)
         self._unsampled: dict[_Waiting, list[int]] = {}  # nanoseconds, Unix second of the first
@@ -236,6 +237,7 @@ class CpuSampler:
     def _take_main(self, table: Table, frame: FrameType | None, weight: int, locked: bool) -> None:
         request = current()
         key = self._stacker.take(frame)
+        self._turns.sampled(key)
         if weight * self.hz > LATE_PERIODS * SECOND_NS:
             key = LATE + key
         if request is None:

@@ -25,17 +25,24 @@ class MainWatch:
             self._descriptor = os.open(f"/proc/self/task/{tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             pass  # a kernel without it: then the CPU clock decides
-        self._at_ns, self._used_ns = time.perf_counter_ns(), self._used()
+        self._at_ns = time.perf_counter_ns()
+        self._delay_ns = self._read()[1]
 
-    def on_cpu(self, now: int) -> bool:
-        """Whether it used or wanted a core for most of the time since the last call (`perf_counter_ns`)."""
-        used = self._used()
-        passed, wanted = now - self._at_ns, used - self._used_ns
-        self._at_ns, self._used_ns = now, used
-        return wanted * 2 >= passed
+    def on_cpu(self, now: int, since: int, cpu_since: int) -> tuple[bool, int]:
+        """Whether it used or wanted a core most of the time from `since` (`perf_counter_ns`) to `now`.
 
-    def _used(self) -> int:
+        `cpu_since` was its CPU clock then; also returns what that is now. How long it waited for a core is
+        known from call to call: of that, as much as falls to this time.
+        """
+        cpu, delay = self._read()
+        passed = max(1, now - since)
+        waited = (delay - self._delay_ns) * passed // max(passed, now - self._at_ns)
+        self._at_ns, self._delay_ns = now, delay
+        return (cpu - cpu_since + waited) * 2 >= passed, cpu
+
+    def _read(self) -> tuple[int, int]:
+        """Return the CPU it used, and how long it was ready and did not run, in nanoseconds."""
         if self._descriptor >= 0:
             fields = os.pread(self._descriptor, 64, 0).split()
-            return int(fields[0]) + int(fields[1])
-        return time.clock_gettime_ns(self._clock)
+            return int(fields[0]), int(fields[1])
+        return time.clock_gettime_ns(self._clock), 0

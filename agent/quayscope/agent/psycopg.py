@@ -11,11 +11,13 @@ import sys
 from types import ModuleType
 from typing import Any, Callable
 
-from quayscope.agent.faults import guarded
-from quayscope.agent.stalls import CONNECT, LONGEST_STATEMENT, UNKNOWN, Call, StallTimer
+from quayscope.agent.faults import add, guarded
+from quayscope.agent.stalls import LONGEST_STATEMENT, Call, StallTimer
 
 __all__ = ["patch_psycopg2"]
 
+CONNECT = "[connect]"
+UNKNOWN = "[unknown statement]"
 _MIXED = "_quayscope_mixed"
 _STATEMENT = "_quayscope_statement"
 Mix = Callable[[Any], Any]
@@ -33,9 +35,13 @@ def patch_psycopg2(module: ModuleType, timer: StallTimer) -> None:
     )
     plain: Any = module._connect
 
+    def begin() -> Call:
+        add("connections")
+        return timer.begin(timer.named(CONNECT))
+
     def _connect(dsn: Any, connection_factory: Any = None, **named: Any) -> Any:
         factory = guarded(mix_connection, connection_factory) or connection_factory
-        call = guarded(timer.begin, CONNECT) if timer.running else None
+        call = guarded(begin) if timer.running else None
         try:
             return plain(dsn, connection_factory=factory, **named)
         finally:
@@ -113,7 +119,8 @@ def _timed(base: Any, name: str, timer: StallTimer, statement: Callable[..., str
     plain = getattr(base, name)
 
     def begin(arguments: tuple[Any, ...]) -> Call:
-        return timer.begin(statement(*arguments))
+        timer.statements += 1
+        return timer.begin(timer.named(statement(*arguments)))
 
     def method(*arguments: Any, **named: Any) -> Any:
         call = guarded(begin, arguments) if timer.running else None
@@ -173,14 +180,14 @@ def _prepare(
         encoded = False
     else:
         return None
-    if not text.strip():
+    if not text or text.isspace():
         return None
     # Where it puts parameters in, the driver takes `%%` for `%`.
     if name == "execute":
         parameters = (arguments[1] if len(arguments) > 1 else named.get("vars")) is not None
     else:
         parameters = name == "executemany"
-    statement, comment = timer.statement(text, parameters=parameters)
+    call, comment = timer.prepare(text, parameters=parameters)
     if cursor.name is not None:
-        cursor.__dict__[_STATEMENT] = statement
-    return timer.begin(statement), comment.encode() + query if encoded else comment + query
+        cursor.__dict__[_STATEMENT] = call[0].text
+    return call, comment.encode() + query if encoded else comment + query

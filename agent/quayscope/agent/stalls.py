@@ -10,43 +10,56 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NamedTuple
+from typing import Optional
 
-from quayscope.agent.context import About, Endpoint, Request, current
+from quayscope.agent.context import CURRENT, About, Endpoint, Request
+from quayscope.agent.early import get_ident
 from quayscope.agent.faults import add, spent
 from quayscope.agent.frames import Key, Stacker
 from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
 from quayscope.agent.turns import Turns
-from quayscope.profile.statement import comment_pairs, encode_comment, normalize
+from quayscope.profile.statement import comment_head, comment_pairs, comment_tail, normalize
 
-__all__ = ["CONNECT", "Call", "StallTimer"]
+__all__ = ["Call", "StallTimer", "Statement"]
 
-CONNECT = "[connect]"
-UNKNOWN = "[unknown statement]"
 STEP_NS = 20_000_000
 LONGEST_STATEMENT = 8_000
 """Longer texts (bulk inserts) are named by their beginning, in characters."""
-
-
-class Call(NamedTuple):
-    """A call into the driver: its statement, when it began (`perf_counter_ns`), and in which turn."""
-
-    statement: str
-    began_ns: int
-    turn: int
+LONGEST_KNOWN = 4_000
+"""Longer texts are not remembered: bulk inserts differ each time."""
+MAX_KNOWN = 2_048
+"""Texts remembered; a service has hundreds."""
+_KEEP_S = 5
+"""How long blocked time waits for a stack, before it goes to the last one of its kind."""
 
 
 class _Tally:
     """One statement at one endpoint: blocked time that waits for a stack, and the last stack there was."""
 
-    __slots__ = ("count", "crossing", "held_ns", "stack", "total_ns")
+    __slots__ = ("count", "crossing", "held_ns", "since", "stack", "total_ns")
 
     def __init__(self) -> None:
         self.held_ns = 0
         self.count = 0
+        self.since = 0
         self.total_ns = 0
         self.crossing = 0
         self.stack: Key = ()
+
+
+class Statement:
+    """A statement without its literals, and what its comment begins with."""
+
+    __slots__ = ("head", "tallies", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.head = ""
+        self.tallies: dict[Endpoint | None, _Tally] = {}
+
+
+Call = tuple[Statement, Optional[Request], int, int, int]
+"""A call into the driver: its statement and request, the turn it began in, when it was prepared and began."""
 
 
 class StallTimer:
@@ -57,84 +70,140 @@ class StallTimer:
         self._turns = turns
         self._comment = comment
         self.stalls: Slots[tuple[About, str, Key], list[int]] = Slots(length)
-        self._tallies: dict[tuple[Endpoint | None, str], _Tally] = {}
+        self._known: dict[str, Statement] = {}
+        self._by_text: dict[str, Statement] = {}
+        self.statements = 0
+        """How many were sent since somebody set this to 0."""
         self.running = False
 
-    def statement(self, text: str, *, parameters: bool) -> tuple[str, str]:
-        """Return a statement without its literals, and the comment that goes in front of it ("": none)."""
-        began = time.perf_counter_ns()
-        found = normalize(text if len(text) <= LONGEST_STATEMENT else text[:LONGEST_STATEMENT])
-        request = current() if self._comment else None
-        comment = ""
-        if request is not None:
-            pairs = request.comment or _request_pairs(request)
-            comment = encode_comment(pairs, fingerprint=found.fingerprint, parameters=parameters)
-        spent(time.perf_counter_ns() - began)
-        return found.text, comment
+    def named(self, text: str) -> Statement:
+        """Return a statement by what it is called."""
+        found = self._by_text.get(text)
+        if found is None:
+            if len(self._by_text) >= MAX_KNOWN:
+                self.flush(everything=True)
+                self._by_text.clear()
+                self._known.clear()
+            found = self._by_text[text] = Statement(text)
+        return found
 
-    def begin(self, statement: str) -> Call:
-        """Note that a call into the driver begins."""
-        turn = self._turns.sql_began()
-        return Call(statement, time.perf_counter_ns(), turn)
+    def prepare(self, text: str, *, parameters: bool) -> tuple[Call, str]:
+        """Begin a call with a statement; returns it, and the comment to send in front ("": none).
+
+        `parameters`: the driver will put some in, and so takes `%%` for `%`. Written in one piece: after
+        a wait everything is cold, and each function more costs as much as the work it does.
+        """
+        prepared = time.perf_counter_ns()
+        statement = self._known.get(text) or self._learn(text)
+        request = CURRENT.get()
+        comment = ""
+        if request is not None and self._comment and not request.ended:
+            comments = request.comments or _comments(request)
+            comment = statement.head + comments[parameters]
+        self.statements += 1
+        turns = self._turns
+        if get_ident() == turns.main_ident:
+            turns.in_sql = True
+        return (statement, request, turns.number, prepared, time.perf_counter_ns()), comment
+
+    def begin(self, statement: Statement) -> Call:
+        """Begin a call that is no statement of the application's."""
+        prepared = time.perf_counter_ns()
+        turns = self._turns
+        if get_ident() == turns.main_ident:
+            turns.in_sql = True
+        return statement, CURRENT.get(), turns.number, prepared, time.perf_counter_ns()
 
     def end(self, call: Call) -> None:
-        """Note that it is over, in a frame that the caller's caller called."""
+        """Note that a call is over, in a frame that the caller's caller called."""
         now = time.perf_counter_ns()
-        blocked = now - call.began_ns
-        self._turns.sql_ended(call.turn, blocked)
-        statement = call.statement
-        add("connections" if statement == CONNECT else "statements")
-        request = current()
+        statement, request, number, prepared, began = call
+        blocked = now - began
+        turns = self._turns
+        if not turns.followed:
+            turns.blocked_ns += blocked
+        elif get_ident() == turns.main_ident:
+            turns.in_sql = False
+            # A call that let others run (a wait callback) blocked nobody.
+            if number == turns.number:
+                turns.sql_ns += blocked
+                turns.blocked_ns += blocked
+        endpoint = None
         if request is not None:
-            request.stalled_ns += blocked
-        key = (None if request is None else request.about(), statement)
-        tally = self._tallies.get(key)
+            if request.ended:
+                request = None
+            else:
+                request.stalled_ns += blocked
+                endpoint = request.shared or request.about()
+        tally = statement.tallies.get(endpoint)
         if tally is None:
-            if len(self._tallies) >= MAX_KEYS:
-                self.flush()
-                self._tallies.clear()
-            tally = self._tallies.setdefault(key, _Tally())
+            tally = self._new_tally(statement, endpoint)
         tally.total_ns += blocked
         if tally.total_ns < tally.crossing:
+            if not tally.count:
+                tally.since = int(time.time())
             tally.held_ns += blocked
             tally.count += 1
         else:
             tally.crossing = tally.total_ns - tally.total_ns % STEP_NS + STEP_NS
             tally.stack = self._stacker.take(sys._getframe(3))
             table = self.stalls.now()
-            self._add(table, (request, statement, tally.stack), blocked, 1)
-            self._release(table, key, tally)
-        spent(time.perf_counter_ns() - now)
+            self._add(table, (request, statement.text, tally.stack), blocked, 1)
+            self._release(table, endpoint, statement, tally)
+        spent(time.perf_counter_ns() - now + began - prepared)
 
-    def flush(self) -> None:
-        """Give what waits for a stack to the last stack of its kind: once a slot, so that it stays in it."""
+    def flush(self, *, everything: bool) -> None:
+        """Give what waited some seconds for a stack to the last stack of its kind."""
         table = self.stalls.now()
-        for key, tally in list(self._tallies.items()):
-            self._release(table, key, tally)
+        oldest = int(time.time()) + (1 if everything else -_KEEP_S)
+        for statement in list(self._by_text.values()):
+            for endpoint, tally in list(statement.tallies.items()):
+                if tally.count and tally.since < oldest:
+                    self._release(table, endpoint, statement, tally)
 
     def kept_stacks(self) -> list[Key]:
         """Return the stacks still needed: of tables not yet taken, and the last ones of statements."""
         return [key for _, _, key in self.stalls.waiting()] + [
-            tally.stack for tally in list(self._tallies.values())
+            tally.stack
+            for statement in list(self._by_text.values())
+            for tally in list(statement.tallies.values())
         ]
 
     def forget(self) -> None:
         """In a child of the worker: gather nothing."""
         self.running = False
         self.stalls.clear()
-        self._tallies.clear()
+        self._known.clear()
+        self._by_text.clear()
+
+    def _learn(self, text: str) -> Statement:
+        shape = normalize(text if len(text) <= LONGEST_STATEMENT else text[:LONGEST_STATEMENT])
+        found = self.named(shape.text)
+        found.head = comment_head(shape.fingerprint)
+        if len(text) <= LONGEST_KNOWN:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[text] = found
+        return found
+
+    def _new_tally(self, statement: Statement, endpoint: Endpoint | None) -> _Tally:
+        if len(statement.tallies) >= MAX_KEYS // 10:  # runs and phases without end
+            self.flush(everything=True)
+            statement.tallies.clear()
+        return statement.tallies.setdefault(endpoint, _Tally())
 
     def _release(
         self,
         table: dict[tuple[About, str, Key], list[int]],
-        key: tuple[Endpoint | None, str],
+        endpoint: Endpoint | None,
+        statement: Statement,
         tally: _Tally,
     ) -> None:
         nanoseconds, count = tally.held_ns, tally.count
         if count:
             tally.held_ns -= nanoseconds
             tally.count -= count
-            self._add(table, (*key, tally.stack), nanoseconds, count)
+            self._add(table, (endpoint, statement.text, tally.stack), nanoseconds, count)
 
     @staticmethod
     def _add(
@@ -153,8 +222,9 @@ class StallTimer:
             add("records_dropped")
 
 
-def _request_pairs(request: Request) -> str:
+def _comments(request: Request) -> tuple[str, str]:
     pairs = comment_pairs(route=request.endpoint, trace=request.trace(), run=request.run, phase=request.phase)
+    comments = comment_tail(pairs, parameters=False), comment_tail(pairs, parameters=True)
     if request.rule:  # else the route may come yet
-        request.comment = pairs
-    return pairs
+        request.comments = comments
+    return comments

@@ -21,6 +21,7 @@ from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
 
 __all__ = ["Turns"]
 
+_WARY_NS = 60_000_000_000
 NEVER_NS = 1 << 62
 MAX_LOOKS = 600
 """Looks at one turn: half a minute of it. Later time goes to the last one."""
@@ -28,6 +29,7 @@ MAX_LOOKS = 600
 
 class _Look(NamedTuple):
     at_ns: int
+    cpu_ns: int  # of the main thread
     on_cpu: bool
     request: Request | None
     key: Key
@@ -50,33 +52,35 @@ class Turns:
         self.in_flight = 0
         """Requests that have begun and not ended."""
         self._idle_since_ns = time.perf_counter_ns()  # where there is no hub
+        self.followed = False
+        """Whether there are greenlets and their turns are known."""
+        self.number = 0
+        self.in_sql = False
+        self.sql_ns = 0
+        """The turn that lasts, and psycopg2's part in it; `stalls` keeps the two."""
+        self.main_ident = 0
         self._hub: Any = None
-        self._main = 0
         self._watch: MainWatch | None = None
-        self._number = 0
         self._idle = False
         self._began_ns = 0
         self._cpu_began_ns = 0
-        self._sql_ns = 0
-        self._in_sql = False
         self._request: Request | None = None  # the last one that this turn worked for
         self._looks: list[_Look] = []
-
-    @property
-    def followed(self) -> bool:
-        """Whether there are greenlets and their turns are known."""
-        return self._hub is not None
+        self._wary_until_ns = 0
+        self._sampled: tuple[int, Key] = (-1, ())
 
     def start(self, hub: Any) -> None:
         """Begin, on the main thread."""
-        self._main = get_ident()
+        self.main_ident = get_ident()
         self._watch = self._watch or MainWatch()
         self._began_ns, self._cpu_began_ns = time.perf_counter_ns(), time.thread_time_ns()
         self._hub = hub
+        self.followed = True
 
     def stop(self) -> None:
         """End: turns are not seen any more."""
         self._hub = None
+        self.followed = False
 
     def turn(self, greenlet: Any, now: int, cpu_ns: int, request: Request | None) -> None:
         """Note that a greenlet's turn begins, for `request`, and another's ends.
@@ -87,32 +91,16 @@ class Turns:
         length = now - self._began_ns
         if self._idle:
             self.idle_ns += max(0, length - (cpu_ns - self._cpu_began_ns))
-        elif length - self._sql_ns >= self._threshold:
+        elif length - self.sql_ns >= self._threshold:
             self._long(length, cpu_ns)
-        self._number += 1
+        self.number += 1
         self._began_ns, self._cpu_began_ns = now, cpu_ns
         self._idle = greenlet is self._hub
-        self._sql_ns = 0
-        self._in_sql = False
+        self.sql_ns = 0
+        self.in_sql = False
         self._request = request
         if self._looks:
             self._looks = []
-
-    def sql_began(self) -> int:
-        """Note that a call into psycopg2 begins; returns what `sql_ended` wants to know."""
-        if get_ident() == self._main:
-            self._in_sql = True
-        return self._number
-
-    def sql_ended(self, number: int, nanoseconds: int) -> None:
-        """Note that the call is over. One that let others run (a wait callback) blocked nobody."""
-        if self._hub is None:
-            self.blocked_ns += nanoseconds
-        elif get_ident() == self._main:
-            self._in_sql = False
-            if number == self._number:
-                self._sql_ns += nanoseconds
-                self.blocked_ns += nanoseconds
 
     def request_began(self, request: Request) -> None:
         """Note that a request begins, on whatever thread."""
@@ -127,6 +115,10 @@ class Turns:
         if self._hub is None and not self.in_flight:
             self._idle_since_ns = time.perf_counter_ns()
 
+    def sampled(self, key: Key) -> None:
+        """Note the stack of a CPU sample of the main thread."""
+        self._sampled = self.number, key
+
     def look(self, now: int) -> int:
         """Look at a turn that lasts too long; returns after how many nanoseconds to come again.
 
@@ -134,26 +126,37 @@ class Turns:
         """
         if self._hub is None or self._watch is None:
             return NEVER_NS
-        on_cpu = self._watch.on_cpu(now)
-        if self._idle or self._in_sql:
-            return self._threshold
-        number = self._number
-        late = now - self._began_ns - self._sql_ns
+        # Where none were seen for a while, half as often: a short one is then seen when it comes again.
+        often = self._threshold if now < self._wary_until_ns else 2 * self._threshold
+        if self._idle or self.in_sql:
+            return often
+        number, looks = self.number, self._looks
+        began, cpu_began = self._began_ns, self._cpu_began_ns
+        late = now - began - self.sql_ns
         if late < self._threshold:
-            return self._threshold - late
-        key = self._stacker.take(sys._current_frames().get(self._main))
-        found = _Look(now, on_cpu, self._request, key)
+            return min(often, self._threshold - late)
+        key = self._stacker.take(sys._current_frames().get(self.main_ident))
+        if looks:
+            began, cpu_began = looks[-1].at_ns, looks[-1].cpu_ns
+        on_cpu, cpu = self._watch.on_cpu(now, began, cpu_began)
+        found = _Look(now, cpu, on_cpu, self._request, key)
         # Others may have run while we looked: then this was no part of that turn.
-        if number == self._number and len(self._looks) < MAX_LOOKS:
-            self._looks.append(found)
+        if number == self.number and len(looks) < MAX_LOOKS:
+            looks.append(found)
         return self._threshold
 
     def _long(self, length: int, cpu_ns: int) -> None:
-        left = length - self._sql_ns
+        left = length - self.sql_ns
         request = self._request
         others = max(0, self.in_flight - (request is not None and not request.ended))
         at = self._began_ns
         looks = list(self._looks)
+        if not looks and self._sampled[0] == self.number:
+            # A sample of the CPU profile was taken in it: that is a look too.
+            self._add(request, CPU_BOUND + self._sampled[1], left, 1, others)
+            return
+        if not looks or not looks[0].on_cpu:
+            self._wary_until_ns = at + length + _WARY_NS
         if not looks:
             self._add(request, UNSEEN, left, 1, others)
             self.blocked_ns += max(0, left - (cpu_ns - self._cpu_began_ns))
@@ -162,7 +165,7 @@ class Turns:
             if number == len(looks) - 1:
                 share = left
             else:
-                share = min(left, (look.at_ns - at) * (length - self._sql_ns) // length)
+                share = min(left, (look.at_ns - at) * (length - self.sql_ns) // length)
             self._add(
                 look.request,
                 (CPU_BOUND if look.on_cpu else BLOCKED) + look.key,

@@ -57,7 +57,9 @@ class RecordStream:
         writer = self._writer
         if not everything:
             self._cpu.flush(everything=False)
-        self._stalls.flush()
+        self._stalls.flush(everything=everything)
+        statements, self._stalls.statements = self._stalls.statements, 0
+        faults.add("statements", statements)
         slots = self._cpu.samples.take(everything=everything)
         stalls = self._stalls.stalls.take(everything=everything)
         turns = self._turns.stalls.take(everything=everything)

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from quayscope.profile.sqltext import shape
 
-__all__ = ["Statement", "comment_pairs", "encode_comment", "normalize"]
+__all__ = ["Statement", "comment_head", "comment_pairs", "comment_tail", "normalize"]
 
 MEMO = 2048
 """How many statements are remembered; a service has hundreds."""
@@ -68,19 +68,17 @@ def comment_pairs(*, route: str = "", trace: str = "", run: str = "", phase: str
     )
 
 
-def encode_comment(pairs: str, *, fingerprint: str = "", parameters: bool) -> str:
-    """Return the comment that goes in front of a statement, or "" when there is nothing to say.
+def comment_head(fingerprint: str) -> str:
+    """Return how a statement's comment begins: its fingerprint, where truncation does not reach it."""
+    return f"/*{_MARK}fp='{fingerprint}',"
 
-    `pairs` is from `comment_pairs`; `fingerprint` is the statement's, put first, where truncation does not
-    reach it. `parameters`: the statement is passed with parameters, so the driver halves every `%`.
+
+def comment_tail(pairs: str, *, parameters: bool) -> str:
+    """Return how it goes on, from `comment_pairs`, which must not be empty.
+
+    `parameters`: the statement is passed with parameters, so the driver halves every `%`.
     """
-    if fingerprint:
-        own = f"fp='{fingerprint}'"
-        pairs = f"{own},{pairs}" if pairs else own
-    elif not pairs:
-        return ""
-    comment = f"/*{_MARK}{pairs}*/ "
-    return comment.replace("%", "%%") if parameters else comment
+    return f"{pairs.replace('%', '%%') if parameters else pairs}*/ "
 
 
 def _normalize(sql: str) -> Statement:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quayscope.profile.statement import comment_pairs, encode_comment, normalize
+from quayscope.profile.statement import comment_pairs, normalize
+from sql_comment import FINGERPRINT, encode_comment
 
 SECRET = "pl4nted"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -83,43 +84,30 @@ def test_the_fingerprint_is_the_texts() -> None:
 
 
 def test_our_comment_is_read() -> None:
-    """Keys come back decoded; empty ones were left out; doubled percent signs are accepted."""
+    """Keys come back decoded, the fingerprint as it was given; doubled percent signs are accepted."""
     words = {"route": "GET /api/<path:x>", "trace": TRACE, "run": "r1%2=,'", "phase": "ü*/"}
     for doubled in (False, True):
-        comment = encode_comment(comment_pairs(**words), parameters=doubled)
+        comment = encode_comment(parameters=doubled, **words)
         assert comment.count("*/") == 1
         found = normalize(comment + "select 1")
-        assert (found.comment, found.text) == (words, "select ?")
-    assert encode_comment(comment_pairs(), parameters=True) == ""
-    only = encode_comment(comment_pairs(run="r"), parameters=False)
-    assert only == "/*quayscope:run='r'*/ "
-    assert normalize(only + "select 1").comment == {"run": "r"}
-
-
-def test_a_fingerprint_travels_in_the_comment() -> None:
-    """It comes back as it was given, alone too; what is no fingerprint is left out."""
-    for pairs in ("", comment_pairs(run="r")):
-        found = normalize(
-            encode_comment(pairs, fingerprint="0123456789abcdef", parameters=False) + "select 1"
-        )
-        assert found.comment["fp"] == "0123456789abcdef"
-        assert found.text == "select ?"
+        assert (found.comment, found.text) == ({**words, "fp": FINGERPRINT}, "select ?")
+    assert comment_pairs() == ""
+    assert normalize(encode_comment(run="r") + "select 1").comment == {"run": "r", "fp": FINGERPRINT}
     assert normalize("/*quayscope:fp='0123'*/ select 1").comment == {}
 
 
 def test_the_comment_has_the_documented_form() -> None:
     """The route's slash, space, angle brackets and colon stay readable; the rest is percent-encoded."""
-    pairs = comment_pairs(route="GET /a/<int:b>", trace=TRACE, run="x y%", phase="p")
-    comment = encode_comment(pairs, fingerprint="0123456789abcdef", parameters=False)
-    assert comment == f"/*quayscope:fp='0123456789abcdef',{pairs}*/ "
-    assert pairs == f"route='GET /a/<int:b>',trace='{TRACE}',run='x y%25',phase='p'"
+    comment = encode_comment(route="GET /a/<int:b>", trace=TRACE, run="x y%", phase="p")
+    pairs = f"route='GET /a/<int:b>',trace='{TRACE}',run='x y%25',phase='p'"
+    assert comment == f"/*quayscope:fp='{FINGERPRINT}',{pairs}*/ "
 
 
 @settings(deadline=None)
 @given(st.text(max_size=300), st.text(max_size=20), st.booleans())
 def test_any_words_make_a_comment(route: str, run: str, parameters: bool) -> None:
     """No value ends the comment early or raises, lone surrogates included; values are bounded."""
-    comment = encode_comment(comment_pairs(route=route, run=run), parameters=parameters)
+    comment = encode_comment(route=route, run=run, parameters=parameters)
     found = normalize((comment % () if parameters else comment) + "select 1")
     assert found.text == "select ?"
     assert found.comment.get("run", "") == run.encode("utf-8", "replace").decode()
@@ -130,8 +118,8 @@ def test_a_sqlcommenter_comment_is_read() -> None:
     """Route and trace id come from a trailing comment, where ours said nothing."""
     sql = f"select 1 /*controller='x',route='%2Fjoin%2F<a>',traceparent='00-{TRACE}-b7ad6b7169203331-01'*/"
     assert normalize(sql).comment == {"route": "/join/<a>", "trace": TRACE}
-    ours = encode_comment(comment_pairs(route="GET /b", trace="ab" * 16), parameters=False)
-    assert normalize(ours + sql).comment == {"route": "GET /b", "trace": "ab" * 16}
+    ours = encode_comment(route="GET /b", trace="ab" * 16)
+    assert normalize(ours + sql).comment == {"route": "GET /b", "trace": "ab" * 16, "fp": FINGERPRINT}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import psycopg2.extensions
 import psycopg2.extras
 import pytest
 
-from quayscope.profile.statement import comment_pairs, encode_comment, normalize
+from quayscope.profile.statement import normalize
+from sql_comment import FINGERPRINT, encode_comment
 from unit.profile.own_postgres import own_postgres
 
 SECRET = "pl4nted"
@@ -153,16 +154,16 @@ def test_postgres_shows_the_comment_that_psycopg2_was_given(
     connection: psycopg2.extensions.connection,
 ) -> None:
     """The comment comes through psycopg2 with and without parameters, and is read from Postgres' own text."""
-    words = {"route": "GET /api/v1/<path:x>", "trace": "ab" * 16, "run": "50% of 'it'", "phase": "a*/b"}
+    words: Any = {"route": "GET /api/v1/<path:x>", "trace": "ab" * 16, "run": "50% of 'it'", "phase": "a*/b"}
     query = "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid() AND query <> "
     with connection.cursor() as cursor:
-        cursor.execute(encode_comment(comment_pairs(**words), parameters=True) + query + "%s", (SECRET,))
+        cursor.execute(encode_comment(**words, parameters=True) + query + "%s", (SECRET,))
         with_parameters = cursor.fetchall()[0][0]
-        cursor.execute(encode_comment(comment_pairs(**words), parameters=False) + query + f"'{SECRET}'")
+        cursor.execute(encode_comment(**words, parameters=False) + query + f"'{SECRET}'")
         without = cursor.fetchall()[0][0]
     assert with_parameters == without
     statement = normalize(without)
-    assert statement.comment == words
+    assert statement.comment == {**words, "fp": FINGERPRINT}
     assert statement.fingerprint == normalize(query + "%s").fingerprint
     assert SECRET not in repr(statement)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from quayscope.profile.statement import comment_pairs, encode_comment, normalize
+from quayscope.profile.statement import normalize
 from quayscope.sidecar.statements import LONGEST_DESCRIBED, NO_STATEMENT, describe
+from sql_comment import encode_comment
 
 _TRACE = "0123456789abcdef0123456789abcdef"
 
 
 def test_comment_becomes_the_request() -> None:
     """Route, run, phase and trace come from the comment at the front, the frame from what follows."""
-    pairs = comment_pairs(route="GET /api/v1/repository/<path>", trace=_TRACE, run="r 1", phase="burst")
-    comment = encode_comment(pairs, parameters=False)
+    comment = encode_comment(route="GET /api/v1/repository/<path>", trace=_TRACE, run="r 1", phase="burst")
     described = describe(comment + "SELECT * FROM tag WHERE id = 7")
     assert described.frame is not None
     assert described.frame.kind == "sql"
