@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from quayscope.agent.context import CURRENT, Request, current
 from quayscope.agent.early import allocate_lock, get_ident, get_native_id
-from quayscope.agent.faults import add, guarded, spent
+from quayscope.agent.faults import add, guarded, own
 from quayscope.agent.turns import Turns
 
 __all__ = ["CpuAccount", "Lane"]
@@ -139,9 +139,9 @@ class CpuAccount:
         self._request = following = CURRENT.get()
         self._turns.turn(greenlet, now, self.settled_ns, following)
         self._turns_until_timing -= 1
-        if not self._turns_until_timing:
+        if self._turns_until_timing <= 0:
             self._turns_until_timing = _TURNS_A_TIMING
-            spent(_TURNS_A_TIMING * (time.perf_counter_ns() - now))
+            own(_TURNS_A_TIMING * (time.thread_time_ns() - self.settled_ns))
 
     def _charge(self) -> None:
         """Give the main thread's CPU since its clock was last read to who had it."""

@@ -19,7 +19,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from quayscope.agent.account import CpuAccount, Lane
 from quayscope.agent.context import About, Endpoint, Request, current
-from quayscope.agent.faults import add, guarded, spent
+from quayscope.agent.faults import add, guarded, own
 from quayscope.agent.frames import LATE, OWN, Key, Stacker
 from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots
 from quayscope.agent.turns import Turns
@@ -38,6 +38,8 @@ _TIMER_SHARE = 0.4
 """The timer's interval, as a part of a period. The kernel looks at its timers at the clock's ticks alone, and
 counts what a process used by them: of one that runs a millisecond at a time it misses a third. So the signal
 comes more often, and the handler takes a sample when the CPU's own clock says that one is due."""
+_EARLY_NS = 1_500
+"""What a signal costs that came before a sample was due: too little to be measured each time."""
 _CATCH_UP_PERIODS = 2
 """Samples that came too late are made up for, but not those that a long call into C swallowed."""
 _WAITS_PERIODS = 2
@@ -206,16 +208,16 @@ class CpuSampler:
     def _sample(self, frame: FrameType | None) -> None:
         if not self._armed:
             return
-        began = time.perf_counter_ns()
         used = time.process_time_ns()
         if used < self._due_ns:
-            spent(time.perf_counter_ns() - began)
+            own(_EARLY_NS)
             return
         period = SECOND_NS // self.hz
         self._due_ns = max(self._due_ns + period, used - _CATCH_UP_PERIODS * period)
         self._process_ns = used
         account = self.account
         weight = account.settle()
+        began = account.settled_ns
         table = self.samples.now()
         # Never waits: whoever has the lock may be what this signal interrupted.
         locked = account.lock.acquire(False)
@@ -229,10 +231,9 @@ class CpuSampler:
             if locked:
                 account.lock.release()
         add("samples")
-        took = time.perf_counter_ns() - began
-        spent(took)
-        if took > self.longest_ns:
-            self.longest_ns = max(self.longest_ns, time.thread_time_ns() - account.settled_ns)
+        took = time.thread_time_ns() - began
+        own(took)
+        self.longest_ns = max(self.longest_ns, took)
 
     def _take_main(self, table: Table, frame: FrameType | None, weight: int, locked: bool) -> None:
         request = current()

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Callable, TypeVar
 
-__all__ = ["add", "fault", "first_fault", "guarded", "own", "own_ns", "spent", "take"]
+__all__ = ["add", "fault", "first_fault", "guarded", "own", "own_ns", "take"]
 
 T = TypeVar("T")
 
 _COUNTS: dict[str, list[int]] = {}
 _first: list[str] = []
 _own: list[int] = [0]
-_LONGEST_NS = 1_000_000
-"""More wall time than this between two readings was not ours: the thread was not running meanwhile."""
-_USUAL_NS = 50_000
 
 
 def guarded(step: Callable[..., T], *arguments: object) -> T | None:
@@ -53,11 +50,6 @@ def own(nanoseconds: int) -> None:
 def own_ns() -> int:
     """Return the CPU that the agent used in this process so far, in nanoseconds."""
     return _own[0]
-
-
-def spent(nanoseconds: int) -> None:
-    """Count CPU of our own, measured by the wall clock: reading it is ten times cheaper than CPU clocks."""
-    _own[0] += nanoseconds if nanoseconds < _LONGEST_NS else _USUAL_NS
 
 
 def fault(error: BaseException) -> None:

@@ -6,8 +6,8 @@ from collections import deque
 
 __all__ = ["Governor"]
 
-LEAST_HZ = 5
-"""Below this a profile says nothing; what costs too much even then is counted and shown."""
+LEAST_HZ = 20
+"""Below this a profile says little and costs hardly less; what costs too much even then is shown."""
 WINDOW = 10
 """Seconds over which the share is taken."""
 FEWEST = 3

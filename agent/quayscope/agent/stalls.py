@@ -14,7 +14,7 @@ from typing import Optional
 
 from quayscope.agent.context import CURRENT, About, Endpoint, Request
 from quayscope.agent.early import get_ident
-from quayscope.agent.faults import add, spent
+from quayscope.agent.faults import add, own
 from quayscope.agent.frames import Key, Stacker
 from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
 from quayscope.agent.turns import Turns
@@ -23,6 +23,8 @@ from quayscope.profile.statement import comment_head, comment_pairs, comment_tai
 __all__ = ["Call", "StallTimer", "Statement"]
 
 STEP_NS = 20_000_000
+STATEMENTS_A_TIMING = 16
+"""Our own cost is measured each so many: the clock of CPU time costs half a microsecond."""
 LONGEST_STATEMENT = 8_000
 """Longer texts (bulk inserts) are named by their beginning, in characters."""
 LONGEST_KNOWN = 4_000
@@ -59,7 +61,8 @@ class Statement:
 
 
 Call = tuple[Statement, Optional[Request], int, int, int]
-"""A call into the driver: its statement and request, the turn it began in, when it was prepared and began."""
+"""A call into the driver: its statement and request, the turn it began in, what preparing it cost where that
+is measured (nanoseconds of CPU, else 0), and when it began."""
 
 
 class StallTimer:
@@ -72,6 +75,7 @@ class StallTimer:
         self.stalls: Slots[tuple[About, str, Key], list[int]] = Slots(length)
         self._known: dict[str, Statement] = {}
         self._by_text: dict[str, Statement] = {}
+        self._until_timing = STATEMENTS_A_TIMING
         self.statements = 0
         """How many were sent since somebody set this to 0."""
         self.running = False
@@ -93,7 +97,8 @@ class StallTimer:
         `parameters`: the driver will put some in, and so takes `%%` for `%`. Written in one piece: after
         a wait everything is cold, and each function more costs as much as the work it does.
         """
-        prepared = time.perf_counter_ns()
+        self._until_timing -= 1
+        timing = 0 if self._until_timing > 0 else time.thread_time_ns()
         statement = self._known.get(text) or self._learn(text)
         request = CURRENT.get()
         comment = ""
@@ -104,21 +109,24 @@ class StallTimer:
         turns = self._turns
         if get_ident() == turns.main_ident:
             turns.in_sql = True
-        return (statement, request, turns.number, prepared, time.perf_counter_ns()), comment
+        if timing:
+            timing = time.thread_time_ns() - timing
+        return (statement, request, turns.number, timing, time.perf_counter_ns()), comment
 
     def begin(self, statement: Statement) -> Call:
         """Begin a call that is no statement of the application's."""
-        prepared = time.perf_counter_ns()
         turns = self._turns
         if get_ident() == turns.main_ident:
             turns.in_sql = True
-        return statement, CURRENT.get(), turns.number, prepared, time.perf_counter_ns()
+        return statement, CURRENT.get(), turns.number, 0, time.perf_counter_ns()
 
     def end(self, call: Call) -> None:
         """Note that a call is over, in a frame that the caller's caller called."""
         now = time.perf_counter_ns()
-        statement, request, number, prepared, began = call
+        statement, request, number, timing, began = call
         blocked = now - began
+        if timing:
+            timing = time.thread_time_ns() - timing
         turns = self._turns
         if not turns.followed:
             turns.blocked_ns += blocked
@@ -150,7 +158,9 @@ class StallTimer:
             table = self.stalls.now()
             self._add(table, (request, statement.text, tally.stack), blocked, 1)
             self._release(table, endpoint, statement, tally)
-        spent(time.perf_counter_ns() - now + began - prepared)
+        if timing:
+            self._until_timing = STATEMENTS_A_TIMING
+            own(STATEMENTS_A_TIMING * (time.thread_time_ns() - timing))
 
     def flush(self, *, everything: bool) -> None:
         """Give what waited some seconds for a stack to the last stack of its kind."""

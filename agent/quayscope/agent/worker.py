@@ -36,7 +36,9 @@ __all__ = ["WorkerAgent"]
 
 VERSION = 1
 PAUSE_S = 0.002
-"""Between two packets: the application's greenlets go first."""
+"""Between two slices: the application's greenlets go first."""
+_SLICE_NS = 700_000
+"""How long packets are written in one go. A pause for each would cost more than the packets do."""
 LAST_WORDS_S = 0.2
 """How long the end of a worker may be held up for its last records."""
 _BEHIND_NS = 50_000_000
@@ -195,13 +197,18 @@ class WorkerAgent:
             return
         self._usage.slice(self._keep_house)
         self._writing = self._stream.write(everything=False)
-        while self._usage.slice(self._next_packet):
+        while self._usage.slice(self._write_slice):
             sleep(PAUSE_S)
             if self._stopped:
                 return
 
-    def _next_packet(self) -> bool:
-        return next(self._writing, None) is not None
+    def _write_slice(self) -> bool:
+        """Write until it has taken long enough or the queue is full; returns whether there is more."""
+        end = time.perf_counter_ns() + _SLICE_NS
+        for accepted in self._writing:
+            if not accepted or time.perf_counter_ns() > end:
+                return True
+        return False
 
     def _keep_house(self) -> None:
         self._cpu.check()
