@@ -205,10 +205,7 @@ class WorkerAgent:
     def _write_slice(self) -> bool:
         """Write until it has taken long enough or the queue is full; returns whether there is more."""
         end = time.perf_counter_ns() + _SLICE_NS
-        for accepted in self._writing:
-            if not accepted or time.perf_counter_ns() > end:
-                return True
-        return False
+        return any(not accepted or time.perf_counter_ns() > end for accepted in self._writing)
 
     def _keep_house(self) -> None:
         self._cpu.check()
