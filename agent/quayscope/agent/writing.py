@@ -63,9 +63,11 @@ class RecordStream:
         slots = self._cpu.samples.take(everything=everything)
         stalls = self._stalls.stalls.take(everything=everything)
         turns = self._turns.stalls.take(everything=everything)
-        rows = self._requests.rows.take(everything=everything)
-        kept = self._requests.take_kept()
         spans = self.spans.take() if self.spans is not None else {}
+        for _ in self._requests.count():
+            yield True
+        rows = self._requests.take(everything=everything)
+        kept = self._requests.take_kept()
         steps = [
             *((len(t), self._write_stacks("stacks", s, self._cpu_rows(t))) for s, t in slots),
             *((len(t), self._write_stacks("stalls", s, self._stall_rows(t))) for s, t in stalls),
