@@ -160,17 +160,18 @@ class Served:
         """Ask for a path a number of times, one after the other; return the statuses."""
         return [self.get(path, headers)[0] for _ in range(times)]
 
-    def answers(self) -> bool:
-        """Whether the agent's test application is there."""
+    def answers(self, path: str = "/agent") -> bool:
+        """Whether the agent's test application, or another that knows this path, is there."""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            return self.get("/agent")[0] == 200
+            return self.get(path)[0] == 200
         return False
 
 
 class Gunicorn(Served):
     """A gunicorn with the agent on its PYTHONPATH, ended with the test.
 
-    `path` stands behind the agent's folder `inject`, `python` runs it, `prefix` stands before the command.
+    `path` stands behind the agent's folder `inject`, `python` runs it, `prefix` stands before the command;
+    `ready` is what it answers with 200 once it serves.
     """
 
     def __init__(
@@ -184,7 +185,9 @@ class Gunicorn(Served):
         path: Sequence[Path] = (CHECKOUT / "tests",),
         python: Path = Path(sys.executable),
         prefix: Sequence[str] = (),
+        ready: str = "/agent",
     ) -> None:
+        self._ready = ready
         self.log_path = directory / "gunicorn.log"
         # Bound here and passed on: nobody else can take the port in between.
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -213,7 +216,7 @@ class Gunicorn(Served):
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, self.log()
-        return self.answers()
+        return self.answers(self._ready)
 
     def workers(self) -> list[int]:
         """Return the workers' pids."""
