@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 COLLECTOR = "QUAYSCOPE_COLLECTOR"
-"""Address of a collector, http(s)://HOST:PORT. It or `PYROSCOPE` must be set."""
+"""Address of a collector, http(s)://HOST:PORT. It or the next must be set; both: this one."""
 PYROSCOPE = "QUAYSCOPE_PYROSCOPE"
 """Address of a Pyroscope instead: it gets profiles alone, no spans and no metrics."""
 TOKEN_FILE = "QUAYSCOPE_TOKEN_FILE"  # noqa: S105 - the name of a variable
@@ -46,13 +46,13 @@ CA_FILE = "QUAYSCOPE_CA_FILE"
 CERT_FILE = "QUAYSCOPE_CERT_FILE"
 """Client certificate (PEM, with its chain) to show."""
 KEY_FILE = "QUAYSCOPE_KEY_FILE"
-"""Its key (PEM, not locked); may be left out where `CERT_FILE` holds it too."""
+"""Its key (PEM, not locked); may be left out where the certificate's file holds it too."""
 INSECURE = "QUAYSCOPE_INSECURE"
 """`on`: plain http may go beyond loopback. Default off."""
 LABELS = "QUAYSCOPE_LABELS"
 """Labels on all series, `namespace=quay,pod=x`. Default in Kubernetes: the pod's own of these two."""
 SOCKET = "QUAYSCOPE_SOCKET"
-"""Path of the Unix socket to listen on. Default: `DEFAULT_SOCKET`."""
+"""Path of the Unix socket to listen on. Default: /run/quayscope/agent.sock."""
 LOCK_FD = "QUAYSCOPE_LOCK_FD"
 """Set by whoever starts the helper: a descriptor of the locked file that it keeps open until it ends."""
 
