@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install interpreters clean verify-flow screenshot
+.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: $(VENV)/.dev ## put the code into its form
 
 verify-flow: $(VENV)/.dev ## the whole flow at full size: every line of the demo's promises, with figures
 	$(BIN)/python -m pytest tests/e2e -m e2e --full $(ARGS)
+
+verify-agent: $(VENV)/.dev interpreters ## the agent's promises at full size, with figures (about half an hour)
+	$(BIN)/python -m pytest tests/integration/agent --full -s $(ARGS)
 
 screenshot: $(VENV)/.dev ## take the README's picture anew from a live demo
 	$(BIN)/python tests/e2e/take_screenshot.py docs/images/page.png
