@@ -6,6 +6,7 @@ Source: grafana/pyroscope `api/push/v1/push.proto`; `POST /push.v1.PusherService
 
 from __future__ import annotations
 
+import base64
 import gzip
 import http.client
 import json
@@ -30,7 +31,7 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _MAX_ANSWER = 1 << 20
 _MAX_MESSAGE = 500
 _NEXT_STEPS = {
-    401: "check the token",
+    401: "check the token, or the user and password",
     403: "check the token and the tenant",
     404: "check the receiver's address and path",
 }
@@ -104,13 +105,21 @@ def _series(view: memoryview) -> PushSeries:
 class PushClient:
     """Posts to one receiver over a kept connection; threads take turns.
 
-    `url` is http or https; `token` is sent as a bearer token and never shown; `tenant` as
-    `X-Scope-OrgID`. Redirects are not followed: a token must not travel elsewhere.
+    `url` is http or https; `token` is sent as a bearer token, or else `basic` as (user, password), and
+    neither ever shown; `tenant` as `X-Scope-OrgID`. `tls` holds the CA to believe and the certificate to
+    show; without it the system's CAs hold. Redirects are not followed: a token must not travel elsewhere.
     Raises `ProfileError` for an address or a token that cannot be used.
     """
 
     def __init__(
-        self, url: str, *, token: str | None = None, tenant: str | None = None, timeout_s: float = 10.0
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        basic: tuple[str, str] | None = None,
+        tenant: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        timeout_s: float = 10.0,
     ) -> None:
         parts = urlsplit(url)
         try:
@@ -125,14 +134,20 @@ class PushClient:
                 "the token or the tenant has characters that no header may have",
                 next_step="check it for a line break at its end",
             )
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._host = parts.hostname
         self._port = port
         self._base = parts.path.rstrip("/")
         self._timeout = timeout_s
         self._headers = {"User-Agent": "quayscope", "Connect-Protocol-Version": "1"}
+        self._secrets: list[str] = []
         if token:
+            self._secrets = [token]
             self._headers["Authorization"] = f"Bearer {token}"
+        elif basic:
+            packed = base64.b64encode(":".join(basic).encode()).decode("ascii")
+            self._secrets = [packed, basic[1]]
+            self._headers["Authorization"] = f"Basic {packed}"
         if tenant:
             self._headers["X-Scope-OrgID"] = tenant
         self._connection: http.client.HTTPConnection | None = None
@@ -158,7 +173,9 @@ class PushClient:
                     # A kept connection may have been closed while idle: once more on a new one.
                     if not kept or isinstance(error, socket.timeout):
                         why = str(error) or type(error).__name__
-                        raise PushFailed(f"{self._host} cannot be reached: {why}") from error
+                        raise PushFailed(
+                            f"{self._host} cannot be reached: {why}", next_step=_tls_step(error)
+                        ) from error
 
     def close(self) -> None:
         """Close the kept connection."""
@@ -184,17 +201,28 @@ class PushClient:
         if answer.will_close or not answer.isclosed():
             self._drop()
         if not 200 <= answer.status < 300:
-            raise _refusal(answer.status, content)
+            raise _refusal(answer.status, content, self._secrets)
         return content
 
 
-def _refusal(status: int, content: bytes) -> PushFailed:
-    code, message = "", content[: 4 * _MAX_MESSAGE].decode("utf-8", "replace").strip()
+def _tls_step(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "check the CA file, and that the receiver's certificate has this host's name"
+    if isinstance(error, ssl.SSLError):
+        return "check that the receiver speaks TLS, and which client certificate it asks for"
+    return ""
+
+
+def _refusal(status: int, content: bytes, secrets: list[str]) -> PushFailed:
+    code, message = "", content.decode("utf-8", "replace").strip()
     try:
         parsed = json.loads(content)
         code, message = str(parsed["code"]), str(parsed.get("message", ""))
     except (ValueError, KeyError, TypeError):
         pass
+    for secret in filter(None, secrets):
+        # A proxy's error page may repeat the headers it was sent.
+        code, message = code.replace(secret, "***"), message.replace(secret, "***")
     shown = " ".join(message[:_MAX_MESSAGE].split()) or http.client.responses.get(status, "no reason given")
     return PushFailed(
         f"refused with status {status}: {shown}",

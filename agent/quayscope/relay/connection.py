@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quayscope.profile import Frame, Stack
+from quayscope.relay.backchannel import OWN
 from quayscope.relay.parsing import resolve
 from quayscope.relay.records import Frames, Hello
 from quayscope.relay.windows import Series
@@ -28,7 +29,10 @@ class Room:
 
 
 class Connection:
-    """One worker's connection. `refused` counts frames that were not kept, for want of room."""
+    """One worker's connection. `refused` counts frames that were not kept, for want of room.
+
+    `told` are the settings that the worker heard last.
+    """
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -37,6 +41,7 @@ class Connection:
         self.series: Series = ()
         self.malformed = 0
         self.refused = 0
+        self.told = OWN
         self._frames: dict[int, Frame] = {}
         self._bytes = 0
         self._stacks: dict[tuple[int, ...], Stack] = {}
@@ -47,6 +52,7 @@ class Connection:
         self.pid = record.pid
         self.labels = {**record.labels, **labels, "service_name": record.service, "role": record.role}
         self.series = tuple(sorted({**self.labels, "sampler": "agent"}.items()))
+        self.told = OWN
         self.release()
 
     def release(self) -> None:

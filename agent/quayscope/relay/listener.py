@@ -130,6 +130,15 @@ class Listener:
             packets += 1
         return packets
 
+    def send(self, descriptor: int, packet: bytes) -> bool:
+        """Write a packet to a connection without waiting; whether it was taken."""
+        connection = self._connections.get(descriptor)
+        try:
+            return connection is not None and connection.send(packet) == len(packet)
+        except OSError:
+            # A full queue; or the end of the connection, which the next `poll` sees.
+            return False
+
     def _forget(self, descriptor: int) -> None:
         assert self._epoll is not None
         connection = self._connections.pop(descriptor)

@@ -7,9 +7,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Callable, Protocol
+from typing import Callable, NamedTuple, Protocol
 
 from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, MalformedProfile, Profile, ProfileType
+from quayscope.relay.backchannel import BackChannel, WorkerSettings
 from quayscope.relay.connection import Connection, Room
 from quayscope.relay.listener import SOCKET_MODE, Listener
 from quayscope.relay.metrics import WorkerMetrics
@@ -30,7 +31,7 @@ from quayscope.relay.records import (
 from quayscope.relay.spans import HeldSpans
 from quayscope.relay.windows import Sample, Windows
 
-__all__ = ["Emit", "Relay"]
+__all__ = ["ConnectedWorker", "Emit", "Relay"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,14 @@ class Emit(Protocol):
 
     def metrics(self, request: bytes) -> None:
         """Take an encoded OTLP ExportMetricsServiceRequest."""
+
+
+class ConnectedWorker(NamedTuple):
+    """A worker that said hello and is still there."""
+
+    pid: int
+    role: str
+    service: str
 
 
 class Relay:
@@ -84,6 +93,8 @@ class Relay:
         self._metrics = WorkerMetrics()
         self._room = Room()
         self._workers: dict[int, Connection] = {}
+        self._connected: tuple[ConnectedWorker, ...] = ()
+        self._channel = BackChannel()
         self._spans = HeldSpans()
         self._counts: Counter[str] = Counter()
         self._stop = threading.Event()
@@ -93,6 +104,22 @@ class Relay:
         """Listen and begin to read."""
         self._listener.open()
         self._thread.start()
+
+    def alive(self) -> bool:
+        """Whether it reads: it was started, and neither closed nor ended by a fault."""
+        return self._thread.is_alive()
+
+    def workers(self) -> list[ConnectedWorker]:
+        """Return the workers that are connected now. Thread-safe."""
+        return list(self._connected)
+
+    def tell(self, settings: WorkerSettings, pid: int | None = None) -> None:
+        """Have all workers, also those that come later, or the one of that pid follow `settings`.
+
+        Thread-safe; they hear of it within half a second, the newest word last, or when they read again.
+        Raises ValueError for numbers out of range.
+        """
+        self._channel.tell(settings, pid)
 
     def close(self, timeout_s: float) -> None:
         """Read what has arrived, emit everything held, and stop; waits at most `timeout_s`."""
@@ -105,6 +132,7 @@ class Relay:
         try:
             while not self._stop.is_set():
                 self._poll(TICK_S)
+                self._tell_workers()
                 self._emit_profiles(everything=False)
                 if time.monotonic() - emitted >= FLUSH_S or self._much_held():
                     emitted = time.monotonic()
@@ -125,6 +153,25 @@ class Relay:
         worker = self._workers.pop(connection, None)
         if worker is not None:
             worker.release()
+            self._note_connected()
+
+    def _note_connected(self) -> None:
+        # Made anew and swapped: other threads read it while this one goes on.
+        self._connected = tuple(
+            ConnectedWorker(worker.pid, worker.labels["role"], worker.labels["service_name"])
+            for worker in self._workers.values()
+            if worker.labels
+        )
+
+    def _tell_workers(self) -> None:
+        now = self._clock()
+        for connection, worker in self._workers.items():
+            if not worker.labels:
+                continue
+            wanted = self._channel.wanted(worker.pid, now)
+            # A full queue is tried again at the next tick, with what is wanted then.
+            if wanted != worker.told and self._listener.send(connection, wanted.encode()):
+                worker.told = wanted
 
     def _much_held(self) -> bool:
         return self._spans.count >= MAX_SPANS or self._metrics.points() >= MAX_POINTS
@@ -155,6 +202,7 @@ class Relay:
     def _take(self, worker: Connection, record: Record) -> None:
         if isinstance(record, Hello):
             worker.hello(record, self._labels)
+            self._note_connected()
             log.info("worker", extra={"pid": record.pid, "role": record.role, "service": record.service})
         elif not worker.labels:
             raise MalformedProfile("a record before the hello")

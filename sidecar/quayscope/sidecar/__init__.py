@@ -3,11 +3,11 @@
 The flow, in the order of reading: `targets` finds processes; `native` (ring, maps, elf, symbols, sampler)
 takes CPU samples of Postgres; `postgres` (memory, activity, waits, cpu, statistics) says what its backends
 run and wait for; `python` attaches py-spy once; `resources` counts the tiers' CPU; `windows` gathers samples
-into profiles; `database` keeps the watch over one server; `uplink` carries everything to the collector;
-`program` runs it all. `doctor` tries what is permitted, and what is not is reported as a missing capability
-(`capabilities`), never guessed around.
+into profiles; `database` keeps the watch over one server; the relay's uplink carries everything to the
+collector; `program` runs it all. `doctor` tries what is permitted, and what is not is reported as a missing
+capability (`capabilities`), never guessed around.
 """
 
-from quayscope.sidecar.errors import InsecureCollector, MalformedElf, SidecarError
+from quayscope.sidecar.errors import BadOption, MalformedElf, SidecarError
 
-__all__ = ["InsecureCollector", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "MalformedElf", "SidecarError"]

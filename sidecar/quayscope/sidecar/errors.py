@@ -5,7 +5,6 @@
     quayscope.profile.Failure
     └── SidecarError             this package
         ├── BadOption            a flag that cannot be honoured (exit code 2)
-        │   └── InsecureCollector    plain http to a collector beyond loopback
         └── MalformedElf         a file that is not the ELF object it claims to be
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "InsecureCollector", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "MalformedElf", "SidecarError"]
 
 
 class SidecarError(Failure):
@@ -27,10 +26,6 @@ class BadOption(SidecarError):
     """A flag that cannot be honoured."""
 
     exit_code = 2
-
-
-class InsecureCollector(BadOption):
-    """Profiles and a token would leave the pod in the clear."""
 
 
 class MalformedElf(SidecarError):

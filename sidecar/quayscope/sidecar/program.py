@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quayscope.relay import Relay
+from quayscope.relay import BadDestination, Relay
+from quayscope.relay.destination import Destination
+from quayscope.relay.uplink import Uplink
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.database import Database, DatabaseOptions
+from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import TierCpu
-from quayscope.sidecar.uplink import Uplink
 
 __all__ = ["Options", "Sidecar"]
 
@@ -55,6 +57,14 @@ class Options:
     ready_file: Path | None = None
 
 
+_FLAGS = {
+    "url": "use --collector http://HOST:PORT",
+    "insecure": "use an https address, or --insecure where the network is trusted",
+    "token_file": "check --token-file",
+}
+"""What to do about a field of the destination."""
+
+
 class Sidecar:
     """Runs until SIGTERM or SIGINT. Raises `SidecarError` or `RelayError` for what cannot be started."""
 
@@ -64,7 +74,7 @@ class Sidecar:
         self._faults = 0
         self._capabilities = Capabilities()
         self._reported_changes = 0
-        self._uplink = Uplink(options.collector, token_file=options.token_file, insecure=options.insecure)
+        self._uplink = _open_uplink(options)
         self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
         database_meter = Meter(
             {**options.labels, "service_name": options.database_service}, self._uplink.metrics
@@ -180,6 +190,15 @@ class Sidecar:
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")
+
+
+def _open_uplink(options: Options) -> Uplink:
+    destination = Destination(options.collector, token_file=options.token_file, insecure=options.insecure)
+    try:
+        return Uplink(destination)
+    except BadDestination as error:
+        next_step = _FLAGS.get(error.field, error.next_step)
+        raise BadOption(str(error), next_step=next_step) from error
 
 
 def _raise_descriptor_limit() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -178,6 +180,30 @@ def test_token_and_tenant_travel_as_headers(receiver: Receiver) -> None:
     (got,) = receiver.received
     assert got.path == "/below" + PUSH_PATH
     assert (got.headers["Authorization"], got.headers["X-Scope-OrgID"]) == ("Bearer s3cret", "team")
+
+
+def test_user_and_password_travel_as_basic_auth(receiver: Receiver) -> None:
+    """They are sent in UTF-8, a colon in the password included."""
+    client = PushClient(receiver.url, basic=("quay", "pä:ss"))
+    client.push(b"")
+    client.close()
+    (got,) = receiver.received
+    scheme, _, packed = got.headers["Authorization"].partition(" ")
+    assert (scheme, base64.b64decode(packed).decode()) == ("Basic", "quay:pä:ss")
+
+
+def test_a_secret_in_the_answer_is_not_shown(receiver: Receiver) -> None:
+    """A receiver that repeats what it was sent does not bring it into an error's text, cut or whole."""
+    token = "s3cret" * 300
+    client = PushClient(receiver.url, token=token)
+    receiver.answers.append((400, {}, b"x" * 400 + token.encode()))
+    receiver.answers.append((400, {}, json.dumps({"code": token, "message": f"no {token}"}).encode()))
+    for _ in range(2):
+        with pytest.raises(PushFailed) as refused:
+            client.push(b"")
+        assert "s3cret" not in str(refused.value) + refused.value.code
+        assert "***" in str(refused.value)
+    client.close()
 
 
 @pytest.mark.parametrize(

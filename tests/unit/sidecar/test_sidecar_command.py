@@ -43,6 +43,24 @@ def test_connection_string_is_not_quoted() -> None:
     assert "hunter2" not in str(result.exception) + result.exception.next_step + result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--collector", "ftp://x"], "--collector"),
+        (["--collector", "https://quay:hunter2@x"], "--collector"),
+        (["--collector", "http://10.0.0.1:4040"], "--insecure"),
+        (["--token-file", "/nowhere/token"], "--token-file"),
+    ],
+)
+def test_a_collector_that_cannot_be_sent_to(arguments: list[str], flag: str) -> None:
+    """It is a usage error before anything starts, and the next step names the flag."""
+    result = CliRunner().invoke(sidecar, [*_BASE, *arguments])
+    assert isinstance(result.exception, BadOption)
+    assert result.exception.exit_code == 2
+    assert flag in result.exception.next_step
+    assert "hunter2" not in str(result.exception)
+
+
 def test_help_has_examples() -> None:
     """The help shows whole commands."""
     output = CliRunner().invoke(sidecar, ["--help"]).output

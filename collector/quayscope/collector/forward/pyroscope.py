@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Sequence
 
 from quayscope.collector.counters import Counters
-from quayscope.collector.forward.mapping import mapped, pieces
 from quayscope.profile import Profile, PushFailed
 from quayscope.profile.push import PushClient, PushSeries, encode_push
+from quayscope.profile.pyroscope import pyroscope_series
 
 __all__ = ["Forwarder"]
 
@@ -89,12 +88,7 @@ class Forwarder:
         batch: list[list[PushSeries]] = []
         size = 0
         for profile in profiles:
-            labels = {**profile.labels, "__name__": profile.type.name}
-            series = [
-                # An ID of its own, kept over retries: a Pyroscope may hold the first of them already.
-                PushSeries(labels, ((str(uuid.uuid4()), data),))
-                for data in pieces(mapped(profile))
-            ]
+            series = pyroscope_series(profile)
             batch.append(series)
             size += sum(len(data) for one in series for _, data in one.samples)
             if size >= _BATCH_BYTES:

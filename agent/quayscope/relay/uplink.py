@@ -1,26 +1,27 @@
-"""The one connection out: everything the sidecar and its relay gathered, to the collector.
+"""The one connection out: everything that was gathered, to a collector or a Pyroscope.
 
 Handing over never waits: profiles are encoded and sent by one thread, from a queue bounded in bytes. While
-the collector is away the oldest go first, and are counted. A profile carries an identity of its own, so that
+the receiver is away the oldest go first, and are counted. A profile carries an identity of its own, so that
 one sent twice is stored once.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-import random
+import ssl
 import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from quayscope.profile import Profile, PushFailed
-from quayscope.profile.push import PushClient, PushSeries, encode_push, series_of
-from quayscope.sidecar.errors import BadOption, InsecureCollector
+from quayscope.profile.push import PushSeries, encode_push, series_of
+from quayscope.profile.pyroscope import pyroscope_series
+from quayscope.relay.backoff import Backoff
+from quayscope.relay.destination import PYROSCOPE, Destination
+from quayscope.relay.errors import BadDestination
 
 __all__ = ["Uplink"]
 
@@ -28,12 +29,11 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUE_BYTES = 32 << 20
 MAX_BATCH_BYTES = 1 << 20
-_TIMEOUT_S = 3.0
 _FIRST_BACKOFF_S = 0.5
 _LONGEST_BACKOFF_S = 30.0
 _SAMPLE_BYTES = 256
 """What a sample of a profile that is not encoded yet is counted as."""
-_COUNTS = ("pushed", "refused", "dropped", "retried")
+_COUNTS = ("pushed", "refused", "dropped", "retried", "unsent")
 _PATHS = {"spans": "/v1/traces", "metrics": "/v1/metrics"}
 
 
@@ -44,22 +44,19 @@ class _Item:
     kind: str
     size: int
     profile: Profile | None = None
-    series: PushSeries | None = None
+    series: Sequence[PushSeries] = ()
     body: bytes = b""
 
 
 class Uplink:
-    """Sends to one collector; implements `quayscope.relay`'s Emit. All methods are thread-safe.
+    """Sends to one destination; implements `quayscope.relay`'s Emit. All methods are thread-safe.
 
-    `url` is http or https. Raises `InsecureCollector` for plain http beyond loopback unless `insecure`,
-    `BadOption` when the token file cannot be read.
+    To a Pyroscope only profiles go. Raises `BadDestination` for one that cannot be sent to.
     """
 
-    def __init__(self, url: str, *, token_file: Path | None = None, insecure: bool = False) -> None:
-        _check(url, insecure)
-        self._url = url
-        self._token_file = token_file
-        self._client = PushClient(url, token=_token(token_file), timeout_s=_TIMEOUT_S)
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self._client = destination.client()
         self._queue: deque[_Item] = deque()
         self._bytes = 0
         self._counts = dict.fromkeys(_COUNTS, 0)
@@ -81,14 +78,18 @@ class Uplink:
 
     def spans(self, request: bytes) -> None:
         """Queue an encoded ExportTraceServiceRequest."""
-        self._put(_Item("spans", len(request), body=request))
+        self._put_otlp("spans", request)
 
     def metrics(self, request: bytes) -> None:
         """Queue an encoded ExportMetricsServiceRequest."""
-        self._put(_Item("metrics", len(request), body=request))
+        self._put_otlp("metrics", request)
 
     def take_counts(self) -> dict[str, int]:
-        """Return what happened since the last call: items pushed, refused, dropped, and attempts retried."""
+        """Return what happened since the last call.
+
+        Items `pushed`, `refused` by the receiver for good, `dropped` for want of room, and `unsent`, which
+        a Pyroscope does not take; attempts `retried`.
+        """
         with self._changed:
             counts, self._counts = self._counts, dict.fromkeys(_COUNTS, 0)
         return counts
@@ -106,6 +107,12 @@ class Uplink:
             log.warning("left unsent", extra={"items": left})
         return left
 
+    def _put_otlp(self, kind: str, body: bytes) -> None:
+        if self._destination.kind == PYROSCOPE:
+            self._count("unsent", 1)
+        else:
+            self._put(_Item(kind, len(body), body=body))
+
     def _put(self, item: _Item) -> None:
         with self._changed:
             self._queue.append(item)
@@ -119,7 +126,7 @@ class Uplink:
             self._counts["dropped"] += 1
 
     def _run(self) -> None:
-        backoff = _FIRST_BACKOFF_S
+        backoff = Backoff(_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S)
         while (batch := self._next()) is not None:
             # The one border of this thread: an item that cannot be sent must not keep the others from it.
             try:
@@ -131,12 +138,11 @@ class Uplink:
                 continue
             self._note_failing(failure)
             if failure is None:
-                backoff = _FIRST_BACKOFF_S
+                backoff.reset()
                 continue
             self._back(left)
-            if not self._pause(backoff * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter, no secret
+            if not self._pause(backoff.pause()):
                 return
-            backoff = min(backoff * 2, _LONGEST_BACKOFF_S)
 
     def _next(self) -> list[_Item] | None:
         """Return items of one kind to send together; None when closing and done."""
@@ -183,7 +189,7 @@ class Uplink:
         for item in batch:
             if item.profile is not None:
                 try:
-                    item.series = series_of(item.profile, uuid.uuid4().hex)
+                    item.series = self._series(item.profile)
                 except (ValueError, TypeError, OverflowError) as error:
                     self._count("dropped", 1)
                     log.warning(
@@ -191,9 +197,16 @@ class Uplink:
                     )
                     continue
                 item.profile = None
-                item.size = sum(len(data) for _, data in item.series.samples) + _SAMPLE_BYTES
+                item.size = _SAMPLE_BYTES + sum(
+                    len(data) for series in item.series for _, data in series.samples
+                )
             ready.append(item)
         return ready
+
+    def _series(self, profile: Profile) -> Sequence[PushSeries]:
+        if self._destination.kind == PYROSCOPE:
+            return pyroscope_series(profile)
+        return [series_of(profile, uuid.uuid4().hex)]
 
     def _send(self, batch: list[_Item]) -> tuple[list[_Item], PushFailed | None]:
         """Send a batch; returns what is worth another attempt, and why it did not go."""
@@ -203,7 +216,7 @@ class Uplink:
             try:
                 self._post(group)
             except PushFailed as failure:
-                if failure.retryable or self._new_token(failure):
+                if self._renewed(failure) or failure.retryable:
                     return [item for rest in (group, *pending) for item in rest], failure
                 if len(group) > 1:
                     # One bad item must not take its neighbours along.
@@ -220,22 +233,26 @@ class Uplink:
     def _post(self, group: list[_Item]) -> None:
         kind = group[0].kind
         if kind == "profiles":
-            self._client.push(encode_push(item.series for item in group if item.series is not None))
+            self._client.push(encode_push(series for item in group for series in item.series))
         else:
             # Protobuf messages concatenated are one message: the repeated fields add up.
             self._client.post(_PATHS[kind], b"".join(item.body for item in group), "application/x-protobuf")
 
-    def _new_token(self, failure: PushFailed) -> bool:
-        """After a 401, read the token file again: tokens of service accounts are rotated in place."""
-        if failure.status != 401 or self._token_file is None:
+    def _renewed(self, failure: PushFailed) -> bool:
+        """Read the files again after a 401, or where TLS failed; returns whether that may have helped.
+
+        Tokens of service accounts, passwords and certificates are all rotated in place.
+        """
+        denied = failure.status == 401 and self._destination.has_secret
+        if not denied and not isinstance(failure.__cause__, ssl.SSLError):
             return False
         try:
-            token = _token(self._token_file)
-        except BadOption as error:
-            log.warning("token not read", extra={"error": str(error)})
+            client = self._destination.client()
+        except BadDestination as error:
+            log.warning("credentials not read", extra={"error": str(error)})
             return True
         self._client.close()
-        self._client = PushClient(self._url, token=token, timeout_s=_TIMEOUT_S)
+        self._client = client
         return True
 
     def _count(self, name: str, count: int) -> None:
@@ -245,39 +262,14 @@ class Uplink:
     def _note_failing(self, failure: PushFailed | None) -> None:
         if failure is not None and not self._failing:
             log.warning(
-                "collector not reached, keeping what fits", extra={"url": self._url, "error": str(failure)}
+                "%s not reached, keeping what fits",
+                self._destination.kind,
+                extra={
+                    "url": self._destination.url,
+                    "error": str(failure),
+                    **({"next_step": failure.next_step} if failure.next_step else {}),
+                },
             )
         elif failure is None and self._failing:
-            log.info("collector reached again", extra={"url": self._url})
+            log.info("%s reached again", self._destination.kind, extra={"url": self._destination.url})
         self._failing = failure is not None
-
-
-def _check(url: str, insecure: bool) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise BadOption(f"{url!r} is no http or https address", next_step="use --collector http://HOST:PORT")
-    if parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
-        raise InsecureCollector(
-            f"{parts.hostname} is beyond loopback and would be sent to without TLS",
-            next_step="use an https address, or --insecure where the network is trusted",
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="ascii").strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadOption(
-            f"token file {path} cannot be read: {error}", next_step="check --token-file"
-        ) from error

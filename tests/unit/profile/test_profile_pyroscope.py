@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from quayscope.collector.forward.mapping import mapped, pieces
 from quayscope.profile import PROCESS_CPU, Attributes, Frame, Losses, Profile
 from quayscope.profile.pprof import decode
+from quayscope.profile.pyroscope import mapped, pieces, pyroscope_series
 
 
 def large(samples: int) -> Profile:
@@ -41,3 +41,16 @@ def test_pieces_fit_both_limits_and_sum_up() -> None:
         assert all(len(part.samples) <= max_samples for part in parts)
         assert sum(part.totals()[1] for part in parts) == made.totals()[1]
         assert sum(part.losses.lost for part in parts) == 5
+
+
+def test_a_profile_becomes_series_to_push() -> None:
+    """Each piece has the profile's labels and type, and an id of its own."""
+    made = large(20_000)
+    series = pyroscope_series(made)
+    assert len(series) == 2
+    assert all(one.labels == {"service_name": "s", "__name__": "process_cpu"} for one in series)
+    ids = [push_id for one in series for push_id, _ in one.samples]
+    assert len(set(ids)) == 2
+    parts = [decode(data) for one in series for _, data in one.samples]
+    assert sum(part.totals()[1] for part in parts) == made.totals()[1]
+    assert {stack[0].kind for part in parts for stack, _ in part.samples} == {"root"}

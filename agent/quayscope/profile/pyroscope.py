@@ -7,16 +7,25 @@ other than span_id and trace_id make new series there, and 5,000 series are all 
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Iterator
 from itertools import islice
 
-from quayscope.profile import Attributes, Frame, Losses, Profile
+from quayscope.profile.model import Attributes, Frame, Losses, Profile
 from quayscope.profile.pprof import encode
+from quayscope.profile.push import PushSeries
 
-__all__ = ["MAX_PPROF_BYTES", "MAX_SAMPLES", "mapped", "pieces"]
+__all__ = ["MAX_PPROF_BYTES", "MAX_SAMPLES", "mapped", "pieces", "pyroscope_series"]
 
 MAX_SAMPLES = 16_000
 MAX_PPROF_BYTES = 4 << 20
+
+
+def pyroscope_series(profile: Profile) -> list[PushSeries]:
+    """Return `profile` as the series to push to a Pyroscope, mapped and within its limits."""
+    labels = {**profile.labels, "__name__": profile.type.name}
+    # An ID of its own for each, kept over retries: a Pyroscope may hold the first of them already.
+    return [PushSeries(labels, ((str(uuid.uuid4()), data),)) for data in pieces(mapped(profile))]
 
 
 def mapped(profile: Profile) -> Profile:
