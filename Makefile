@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install clean verify-flow screenshot
+.PHONY: help demo test lint format install clean verify-flow bench bench-agent screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,14 @@ format: $(VENV)/.dev ## put the code into its form
 
 verify-flow: $(VENV)/.dev ## the whole flow at full size: every line of the demo's promises, with figures
 	$(BIN)/python -m pytest tests/e2e -m e2e --full $(ARGS)
+
+bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--rounds 5"
+	PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS)
+
+# A missed bound (exit code 1) is a result too: the document says so.
+bench: $(VENV)/.dev ## every benchmark, and docs/benchmarks.md from its figures
+	@PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS); status=$$?; \
+	  [ $$status -gt 1 ] || PYTHONPATH=tests $(BIN)/python -m bench.refresh || status=3; exit $$status
 
 screenshot: $(VENV)/.dev ## take the README's picture anew from a live demo
 	$(BIN)/python tests/e2e/take_screenshot.py docs/images/page.png
