@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -70,20 +71,23 @@ def test_an_interrupted_run_leaves_nothing_behind(checkout: Path, tmp_path: Path
         env={**os.environ, "PYTHONPATH": str(checkout / "tests"), "TMPDIR": str(passable(tmp_path))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
     )
+    started: dict[int, bytes] = {}
     try:
-        # Bench, postmaster, gunicorn's master and its two workers, then their load on the database.
-        until(lambda: len(processes_of(process.pid)) >= 12, "the load runs", 30)
+        until(lambda: len(servers_of(process.pid)) >= 3, "gunicorn and its two workers run", 30)
+        started = descendants_of(process.pid)
+        assert any(b"postgres" in command for command in started.values())
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130, said
-        until(lambda: not processes_of(process.pid), "all processes have ended")
+        until(lambda: not [pid for pid in started if command_of(pid) == started[pid]], "all have ended")
         assert not list((tmp_path / "spare").iterdir())
         assert not output.exists()
     finally:
-        for pid in processes_of(process.pid):
-            os.kill(pid, signal.SIGKILL)
+        for pid, command in started.items():
+            if command_of(pid) == command:
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
@@ -97,18 +101,25 @@ def passable(folder: Path) -> Path:
     return spare
 
 
-def processes_of(session: int) -> list[int]:
-    """Return the processes of a session that have not ended."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
+def descendants_of(pid: int) -> dict[int, bytes]:
+    """Return a process's children and theirs, with their command lines."""
+    found: dict[int, bytes] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found[int(child)] = command_of(int(child))
+            found.update(descendants_of(int(child)))
     return found
+
+
+def servers_of(pid: int) -> list[int]:
+    return [child for child, command in descendants_of(pid).items() if b"gunicorn" in command]
+
+
+def command_of(pid: int) -> bytes:
+    """Return a process's command line; nothing when it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 @pytest.mark.parametrize(("count", "rank"), [(5, 5), (8, 7), (10, 9), (20, 15), (30, 20)])

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from integration.agent.serving import Gunicorn, at_once
+from integration.agent.serving import Gunicorn, at_once, until
 
 CLIENTS = 3
 """For each worker."""
+_WORKERS = 2
 _TRIES = 400
 _TIMEOUT_S = 30.0
 
@@ -69,13 +70,14 @@ class Site:
         self.gunicorn = Gunicorn(
             folder,
             "--preload",
-            "--workers=2",
+            f"--workers={_WORKERS}",
             "-c",
             "python:bench.agent.hooks",
             application="bench.agent.app:app",
             environment=environment,
         )
         try:
+            until(lambda: len(self.gunicorn.workers()) == _WORKERS, "both workers run")
             self.pids = tuple(sorted(self.gunicorn.workers()))
             self._connect()
         except BaseException:
