@@ -86,7 +86,8 @@ def _run(parts: list[str], rounds: int, seconds: float, *, quick: bool) -> dict[
                 1.0 if quick else seconds,
                 0.3 if quick else 1.5,
                 2.0 if quick else 30.0,
-                2 if quick else 15,
+                2 if quick else 10,
+                1 if quick else 5,
                 lambda text: print(f"{time.monotonic() - began:5.0f} s  {text}", file=sys.stderr, flush=True),
             )
             for part in parts:

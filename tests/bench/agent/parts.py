@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ class Given:
     settle_s: float
     accuracy_s: float
     alone_rounds: int
+    alone_runs: int
     say: Callable[[str], None]
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -156,21 +158,29 @@ def py_spy(given: Given) -> dict[str, float]:
 def alone(given: Given) -> dict[str, float]:
     """Each part of the agent by itself, and from it the share of the CPU that all cost at 100 Hz."""
     socket = given.folder / "alone.sock"
-    given.say("alone: samples, turns, requests, statements, writing")
+    runs = []
     with _relay(socket, Recorded()):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "bench.agent.alone",
-                f"--socket={socket}",
-                f"--rounds={given.alone_rounds}",
-            ],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), DSN: given.dsn, SOCKET: str(socket)},
-            capture_output=True,
-            check=False,
-            timeout=_ALONE_TIMEOUT_S,
-        )
+        for number in range(given.alone_runs):
+            given.say(f"alone: run {number + 1} of {given.alone_runs}")
+            runs.append(_alone(given, socket))
+    found = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    shares = sorted(run["cost_share_100hz"] for run in runs)
+    return {
+        **found,
+        "alone_runs": given.alone_runs,
+        "cost_share_100hz_least": shares[0],
+        "cost_share_100hz_most": shares[-1],
+    }
+
+
+def _alone(given: Given, socket: Path) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.agent.alone", f"--socket={socket}", f"--rounds={given.alone_rounds}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), DSN: given.dsn, SOCKET: str(socket)},
+        capture_output=True,
+        check=False,
+        timeout=_ALONE_TIMEOUT_S,
+    )
     if done.returncode:
         raise RuntimeError(f"measuring alone failed: {done.stderr.decode(errors='replace')}")
     found: dict[str, float] = json.loads(done.stdout)

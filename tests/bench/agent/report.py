@@ -33,6 +33,8 @@ _LINES: tuple[tuple[str, str, str], ...] = (
     ("CPU on no request", "agent_unattributed_share", _PERCENT),
     ("its own CPU as it counts it itself", "agent_own_account_share", _PERCENT),
     ("**Measured alone**: all of it at 100 Hz, of requests of 20 ms", "cost_share_100hz", _PERCENT),
+    ("least of the runs", "cost_share_100hz_least", _PERCENT),
+    ("most", "cost_share_100hz_most", _PERCENT),
     ("a sample at depth 40, its signal included", "us_per_sample", _US),
     ("a signal that comes before a sample is due", "us_per_early_signal", _US),
     ("writing what a busy second gave", "us_per_write", _US),
