@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent screenshot
+.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent bench bench-agent screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,14 @@ verify-flow: $(VENV)/.dev ## the whole flow at full size: every line of the demo
 
 verify-agent: $(VENV)/.dev interpreters ## the agent's promises at full size, with figures (about half an hour)
 	$(BIN)/python -m pytest tests/integration/agent --full -s $(ARGS)
+
+bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--rounds 5"
+	PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS)
+
+# A missed bound (exit code 1) is a result too: the document says so.
+bench: $(VENV)/.dev ## every benchmark, and docs/benchmarks.md from its figures
+	@PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS); status=$$?; \
+	  [ $$status -gt 1 ] || PYTHONPATH=tests $(BIN)/python -m bench.refresh || status=3; exit $$status
 
 screenshot: $(VENV)/.dev ## take the README's picture anew from a live demo
 	$(BIN)/python tests/e2e/take_screenshot.py docs/images/page.png

@@ -34,7 +34,7 @@ LATE_PERIODS = 5
 """A sample that weighs more periods than this is marked: what delayed it is the line it stands on."""
 _HALF_NS = 500_000_000
 """Half a period, times the rate: who used less since the last sample is left for the next one."""
-_TIMER_SHARE = 0.4
+_TIMER_SHARE = 0.6
 """The timer's interval, as a part of a period. The kernel looks at its timers at the clock's ticks alone, and
 counts what a process used by them: of one that runs a millisecond at a time it misses a third. So the signal
 comes more often, and the handler takes a sample when the CPU's own clock says that one is due."""
