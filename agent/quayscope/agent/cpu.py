@@ -24,7 +24,7 @@ from quayscope.agent.frames import LATE, OWN, Key, Stacker
 from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots
 from quayscope.agent.turns import Turns
 
-__all__ = ["BETWEEN_SAMPLES", "LATE_PERIODS", "OTHER_THREADS", "CpuSampler"]
+__all__ = ["BETWEEN_SAMPLES", "LATE_PERIODS", "OTHER_THREADS", "TIMER_SHARE", "CpuSampler"]
 
 OTHER_THREADS: Key = ()
 """The stack of CPU of threads that are not Python's, or that nobody told us of: measured, seen from afar."""
@@ -34,7 +34,7 @@ LATE_PERIODS = 5
 """A sample that weighs more periods than this is marked: what delayed it is the line it stands on."""
 _HALF_NS = 500_000_000
 """Half a period, times the rate: who used less since the last sample is left for the next one."""
-_TIMER_SHARE = 0.6
+TIMER_SHARE = 0.6
 """The timer's interval, as a part of a period. The kernel looks at its timers at the clock's ticks alone, and
 counts what a process used by them: of one that runs a millisecond at a time it misses a third. So the signal
 comes more often, and the handler takes a sample when the CPU's own clock says that one is due."""
@@ -43,7 +43,7 @@ _EARLY_NS = 1_500
 _CATCH_UP_PERIODS = 2
 """Samples that came too late are made up for, but not those that a long call into C swallowed."""
 _WAITS_PERIODS = 2
-_SELDOM_NS, _OFTEN_NS = 250_000_000, 50_000_000
+_SELDOM_NS, _OFTEN_NS = 250_000_000, 100_000_000
 _KEEP_S = 5
 """How long CPU waits for a sample of its endpoint: it must not leave its ten-second window often."""
 
@@ -90,7 +90,7 @@ class CpuSampler:
         if self.running:
             self._process_ns = time.process_time_ns()
             self._due_ns = self._process_ns + SECOND_NS // self.hz
-            interval = _TIMER_SHARE / self.hz
+            interval = TIMER_SHARE / self.hz
             signal.setitimer(signal.ITIMER_PROF, interval, interval)
             self._armed = True
 

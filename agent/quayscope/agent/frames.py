@@ -75,10 +75,11 @@ class Stacker:
 class _Lines:
     """A code object's line table, decoded once."""
 
-    __slots__ = ("lines", "own", "starts")
+    __slots__ = ("frames", "lines", "own", "starts")
 
     def __init__(self, code: CodeType) -> None:
         self.own = code.co_filename.startswith(_OWN)
+        self.frames: dict[int, int] = {}  # by offset: the ids given so far
         self.starts: list[int] = []
         self.lines: list[int] = []
         for start, line in _line_starts(code):
@@ -123,7 +124,7 @@ class FrameTable:
         The agent's own frames are left out; a stack that begins with them is its own work, and says so.
         """
         ids: list[int] = [self.mark(TRUNCATED)] if len(key) >= 2 * MAX_DEPTH else []
-        codes, tables, known = self._stacker.codes, self._lines, self._ids
+        codes, tables = self._stacker.codes, self._lines
         last = len(key) - 2
         for index in range(last, -1, -2):
             number = key[index]
@@ -138,15 +139,22 @@ class FrameTable:
                 if index == last:
                     ids.append(self.mark(AGENT))
                 continue
-            line = table.at(key[index + 1])
-            frame_id = known.get((number, line))
+            offset = key[index + 1]
+            frame_id = table.frames.get(offset)
             if frame_id is None:
-                frame_id = known[number, line] = len(self._definitions)
-                code = codes[number]
-                name = getattr(code, "co_qualname", code.co_name)
-                self._definitions.append((frame_id, name, code.co_filename, line))
+                frame_id = table.frames[offset] = self._define(number, table.at(offset))
             ids.append(frame_id)
         return ids or [self.mark(AGENT)]
+
+    def _define(self, number: int, line: int) -> int:
+        known = self._ids
+        frame_id = known.get((number, line))
+        if frame_id is None:
+            frame_id = known[number, line] = len(self._definitions)
+            code = self._stacker.codes[number]
+            name = getattr(code, "co_qualname", code.co_name)
+            self._definitions.append((frame_id, name, code.co_filename, line))
+        return frame_id
 
     def mark(self, name: str, kind: str = "[root]") -> int:
         """Return the id of a frame that stands for something without code."""

@@ -69,14 +69,18 @@ def _mixer(base: type, timed: type, mark: str = _MIXED) -> Mix:
     return mix
 
 
-def _timed_connection(base: type, mix_cursor: Mix, mix_named: Mix, timer: StallTimer) -> type:
+def _timed_connection(base: Any, mix_cursor: Mix, mix_named: Mix, timer: StallTimer) -> type:
+    plain, timed = base.cursor, mix_cursor(None)
+
     class TimedConnection(base):  # type: ignore[misc]
         """The driver's connection, whose cursors and transactions are timed."""
 
         def cursor(self, name: Any = None, cursor_factory: Any = None, *rest: Any, **named: Any) -> Any:
             factory = cursor_factory or self.cursor_factory
+            if factory is None and name is None:
+                return plain(self, None, timed, *rest, **named)
             mixed = guarded(mix_cursor if name is None else mix_named, factory)
-            return super().cursor(name, mixed or factory, *rest, **named)
+            return plain(self, name, mixed or factory, *rest, **named)
 
         commit = _timed(base, "commit", timer, lambda *_: "commit")
         rollback = _timed(base, "rollback", timer, lambda *_: "rollback")
@@ -88,7 +92,7 @@ def _timed_cursor(base: type, timer: StallTimer) -> type:
     class TimedCursor(base):  # type: ignore[misc]
         """The driver's cursor: each statement is timed and carries our comment."""
 
-        execute = _commented(base, "execute", "query", timer)
+        execute = _execute(base, timer)
         executemany = _commented(base, "executemany", "query", timer)
         copy_expert = _commented(base, "copy_expert", "sql", timer)
         callproc = _timed(base, "callproc", timer, lambda *given: f"select {given[1]}()")
@@ -134,15 +138,33 @@ def _timed(base: Any, name: str, timer: StallTimer, statement: Callable[..., str
     return method
 
 
+def _execute(base: Any, timer: StallTimer) -> Callable[..., Any]:
+    """Return `execute`, timed and commented: the one that is called a hundred times a request."""
+    plain = base.execute
+
+    def execute(self: Any, query: Any, vars: Any = None) -> Any:  # noqa: A002 - the driver's name
+        prepared = guarded(_prepare, timer, self, query, vars is not None) if timer.running else None
+        if prepared is None:
+            return plain(self, query, vars)
+        call, sent = prepared
+        try:
+            return plain(self, sent, vars)
+        finally:
+            guarded(timer.end, call)
+
+    return execute
+
+
 def _commented(base: Any, name: str, word: str, timer: StallTimer) -> Callable[..., Any]:
     """Return the driver's method `name`, timed, its statement (the argument called `word`) commented."""
     plain = getattr(base, name)
+    parameters = name == "executemany"
 
     def method(self: Any, *arguments: Any, **named: Any) -> Any:
         prepared = None
         if timer.running:
             query = arguments[0] if arguments else named.get(word)
-            prepared = guarded(_prepare, timer, self, query, name, arguments, named)
+            prepared = guarded(_prepare, timer, self, query, parameters)
         if prepared is None:
             return plain(self, *arguments, **named)
         call, sent = prepared
@@ -159,17 +181,11 @@ def _commented(base: Any, name: str, word: str, timer: StallTimer) -> Callable[.
     return method
 
 
-def _prepare(
-    timer: StallTimer,
-    cursor: Any,
-    query: Any,
-    name: str,
-    arguments: tuple[Any, ...],
-    named: dict[str, Any],
-) -> tuple[Call, Any] | None:
+def _prepare(timer: StallTimer, cursor: Any, query: Any, parameters: bool) -> tuple[Call, Any] | None:
     """Return the call that begins and what to send: the same query with our comment in front.
 
     An empty one stays empty, so that the driver refuses it as it does without us; what is no text stays too.
+    Where it puts `parameters` in, the driver takes `%%` for `%`.
     """
     if isinstance(query, str):
         text, encoded = query, False
@@ -182,11 +198,6 @@ def _prepare(
         return None
     if not text or text.isspace():
         return None
-    # Where it puts parameters in, the driver takes `%%` for `%`.
-    if name == "execute":
-        parameters = (arguments[1] if len(arguments) > 1 else named.get("vars")) is not None
-    else:
-        parameters = name == "executemany"
     call, comment = timer.prepare(text, parameters=parameters)
     if cursor.name is not None:
         cursor.__dict__[_STATEMENT] = call[0].text

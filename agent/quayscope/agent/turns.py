@@ -22,6 +22,7 @@ from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
 __all__ = ["Turns"]
 
 _WARY_NS = 60_000_000_000
+_RARELY = 4
 NEVER_NS = 1 << 62
 MAX_LOOKS = 600
 """Looks at one turn: half a minute of it. Later time goes to the last one."""
@@ -126,8 +127,9 @@ class Turns:
         """
         if self._hub is None or self._watch is None:
             return NEVER_NS
-        # Where none were seen for a while, half as often: a short one is then seen when it comes again.
-        often = self._threshold if now < self._wary_until_ns else 2 * self._threshold
+        # Where nothing waited too long for a while, less often: each look costs the main thread a turn. A
+        # short wait may then go unseen, once: the next ones are looked for.
+        often = self._threshold if now < self._wary_until_ns else _RARELY * self._threshold
         if self._idle or self.in_sql:
             return often
         number, looks = self.number, self._looks

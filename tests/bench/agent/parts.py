@@ -28,6 +28,7 @@ from bench.agent.switching import (
 )
 from integration.agent.attribution import of_agent, of_pyroscope
 from integration.agent.push_receiver import PushReceiver
+from quayscope.agent.cpu import TIMER_SHARE
 from quayscope.agent.settings import AGENT, MAX_OVERHEAD, SERVICE_NAME, SOCKET
 from quayscope.relay import Relay
 
@@ -38,8 +39,8 @@ TURNS_A_REQUEST = 10
 REQUEST_US = 20_000
 HZ = 100
 _COARSE_CLOCK = 6  # CLOCK_MONOTONIC_COARSE: as fine as the kernel's tick (linux, time.h)
-TIMER_HZ = min(1 / time.clock_getres(_COARSE_CLOCK), HZ / 0.4)
-"""Signals of the agent's timer a CPU second: it asks for one each 0.4 periods, and gets none oftener than
+TIMER_HZ = min(1 / time.clock_getres(_COARSE_CLOCK), HZ / TIMER_SHARE)
+"""Signals of the agent's timer a CPU second: it asks for one each so many periods, and gets none oftener than
 the kernel's clock ticks. 100 of them become samples."""
 _ALONE_TIMEOUT_S = 300.0
 _QUIET_S = 2.5
