@@ -134,10 +134,14 @@ class CpuAccount:
         # The context is the next greenlet's already.
         if not self.running:
             return
-        now = time.perf_counter_ns()
-        self._charge()
+        # As `_charge`, in place: this is called at every switch.
+        request, passed = self._request, self.settle()
+        if request is None or request.ended:
+            self.nobodys_ns += passed
+        else:
+            request.unsampled_ns += passed
         self._request = following = CURRENT.get()
-        self._turns.turn(greenlet, now, self.settled_ns, following)
+        self._turns.turn(greenlet, time.perf_counter_ns(), self.settled_ns, following)
         self._turns_until_timing -= 1
         if self._turns_until_timing <= 0:
             self._turns_until_timing = _TURNS_A_TIMING

@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any, Callable
 
-from quayscope.agent.faults import add, guarded
+from quayscope.agent.faults import add, fault, guarded
 from quayscope.agent.stalls import LONGEST_STATEMENT, Call, StallTimer
 
 __all__ = ["patch_psycopg2"]
@@ -46,7 +46,7 @@ def patch_psycopg2(module: ModuleType, timer: StallTimer) -> None:
             return plain(dsn, connection_factory=factory, **named)
         finally:
             if call is not None:
-                guarded(timer.end, call)
+                guarded(timer.end, call, 3)
 
     module._connect = _connect  # type: ignore[attr-defined]
 
@@ -132,7 +132,7 @@ def _timed(base: Any, name: str, timer: StallTimer, statement: Callable[..., str
             return plain(*arguments, **named)
         finally:
             if call is not None:
-                guarded(timer.end, call)
+                guarded(timer.end, call, 3)
 
     method.__name__ = name
     return method
@@ -142,15 +142,22 @@ def _execute(base: Any, timer: StallTimer) -> Callable[..., Any]:
     """Return `execute`, timed and commented: the one that is called a hundred times a request."""
     plain = base.execute
 
+    # Guarded in place: after a wait each function more that is called costs a microsecond.
     def execute(self: Any, query: Any, vars: Any = None) -> Any:  # noqa: A002 - the driver's name
-        prepared = guarded(_prepare, timer, self, query, vars is not None) if timer.running else None
-        if prepared is None:
-            return plain(self, query, vars)
-        call, sent = prepared
+        call = None
+        if timer.running:
+            try:
+                call, query = _prepare(timer, self, query, vars is not None)
+            except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+                guarded(fault, error)
         try:
-            return plain(self, sent, vars)
+            return plain(self, query, vars)
         finally:
-            guarded(timer.end, call)
+            if call is not None:
+                try:
+                    timer.end(call, 2)
+                except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+                    guarded(fault, error)
 
     return execute
 
@@ -161,31 +168,29 @@ def _commented(base: Any, name: str, word: str, timer: StallTimer) -> Callable[.
     parameters = name == "executemany"
 
     def method(self: Any, *arguments: Any, **named: Any) -> Any:
-        prepared = None
+        call = None
         if timer.running:
             query = arguments[0] if arguments else named.get(word)
-            prepared = guarded(_prepare, timer, self, query, parameters)
-        if prepared is None:
-            return plain(self, *arguments, **named)
-        call, sent = prepared
-        if arguments:
-            arguments = (sent, *arguments[1:])
-        else:
-            named[word] = sent
+            call, sent = guarded(_prepare, timer, self, query, parameters) or (None, query)
+            if arguments:
+                arguments = (sent, *arguments[1:])
+            elif word in named:
+                named[word] = sent
         try:
             return plain(self, *arguments, **named)
         finally:
-            guarded(timer.end, call)
+            if call is not None:
+                guarded(timer.end, call, 3)
 
     method.__name__ = name
     return method
 
 
-def _prepare(timer: StallTimer, cursor: Any, query: Any, parameters: bool) -> tuple[Call, Any] | None:
+def _prepare(timer: StallTimer, cursor: Any, query: Any, parameters: bool) -> tuple[Call | None, Any]:
     """Return the call that begins and what to send: the same query with our comment in front.
 
-    An empty one stays empty, so that the driver refuses it as it does without us; what is no text stays too.
-    Where it puts `parameters` in, the driver takes `%%` for `%`.
+    An empty one stays empty, so that the driver refuses it as it does without us; what is no text stays too:
+    then there is no call. Where it puts `parameters` in, the driver takes `%%` for `%`.
     """
     if isinstance(query, str):
         text, encoded = query, False
@@ -195,9 +200,9 @@ def _prepare(timer: StallTimer, cursor: Any, query: Any, parameters: bool) -> tu
         query = text = query.as_string(cursor)
         encoded = False
     else:
-        return None
+        return None, query
     if not text or text.isspace():
-        return None
+        return None, query
     call, comment = timer.prepare(text, parameters=parameters)
     if cursor.name is not None:
         cursor.__dict__[_STATEMENT] = call[0].text

@@ -120,8 +120,8 @@ class StallTimer:
             turns.in_sql = True
         return statement, CURRENT.get(), turns.number, 0, time.perf_counter_ns()
 
-    def end(self, call: Call) -> None:
-        """Note that a call is over, in a frame that the caller's caller called."""
+    def end(self, call: Call, below: int) -> None:
+        """Note that a call is over; its frame is so many `below` this one."""
         now = time.perf_counter_ns()
         statement, request, number, timing, began = call
         blocked = now - began
@@ -154,7 +154,7 @@ class StallTimer:
             tally.count += 1
         else:
             tally.crossing = tally.total_ns - tally.total_ns % STEP_NS + STEP_NS
-            tally.stack = self._stacker.take(sys._getframe(3))
+            tally.stack = self._stacker.take(sys._getframe(below))
             table = self.stalls.now()
             self._add(table, (request, statement.text, tally.stack), blocked, 1)
             self._release(table, endpoint, statement, tally)

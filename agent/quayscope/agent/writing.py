@@ -18,6 +18,8 @@ from quayscope.agent.turns import Turns
 
 __all__ = ["RecordStream"]
 
+MAX_TEXTS = 2_048
+"""Endpoints, runs, phases and statements that are kept as they are written."""
 STACKS_A_PACKET = 25
 SLICE_NS = 1_000_000
 """How long stacks are named in one go: other greenlets wait meanwhile."""
@@ -45,6 +47,7 @@ class RecordStream:
         self._writer = writer
         self._known_connections = 0
         self._fault_said = False
+        self._texts: dict[str, bytes] = {}
         self.spans: SpanKeeper | None = None
         self.levels: dict[str, int] = {}
         """What goes out with the counts as it stands: rates, and the longest of something since last time."""
@@ -115,15 +118,51 @@ class RecordStream:
         for (about, key), (spent, count) in samples.items():
             name = _WITHOUT_STACK.get(key)
             stack = self._frames.encoded(key) if name is None else b"[%d]" % self._frames.mark(name)
-            yield _row(stack, spent, count, _about(about))
+            yield b"[%d,%d,%b,%b]" % (spent, count, self._about(about), stack)
 
     def _stall_rows(self, blocked: Mapping[tuple[About, str, Key], list[int]]) -> Iterator[bytes]:
         for (request, statement, key), (spent, count) in blocked.items():
-            yield _row(self._frames.encoded(key), spent, count, _about(request), statement)
+            yield b"[%d,%d,%b,%b,%b]" % (
+                spent,
+                count,
+                self._about(request),
+                self._text(statement),
+                self._frames.encoded(key),
+            )
 
     def _turn_rows(self, long: Mapping[tuple[About, Key], list[int]]) -> Iterator[bytes]:
         for (request, key), (spent, count, waited) in long.items():
-            yield _row(self._frames.encoded(key), spent, count, _about(request), waited)
+            yield b"[%d,%d,%b,%d,%b]" % (
+                spent,
+                count,
+                self._about(request),
+                waited,
+                self._frames.encoded(key),
+            )
+
+    def _about(self, about: About) -> bytes:
+        """Return what a row is about, as JSON; what requests share is encoded once."""
+        if about is None:
+            return b"null"
+        if isinstance(about, Endpoint):
+            endpoint, ids = about, b'"",""'
+        else:
+            endpoint = about.about()
+            ids = f'"{about.span_id}","{about.trace_id}"'.encode()
+        return b"[%b,%b,%b,%b]" % (
+            self._text(endpoint.endpoint),
+            ids,
+            self._text(endpoint.run),
+            self._text(endpoint.phase),
+        )
+
+    def _text(self, text: str) -> bytes:
+        found = self._texts.get(text)
+        if found is None:
+            if len(self._texts) >= MAX_TEXTS:
+                self._texts.clear()
+            found = self._texts[text] = encode(text)
+        return found
 
     def _write_stacks(self, kind: str, slot_ns: int, rows: Iterator[bytes]) -> Iterator[bool]:
         """Write stacks in small groups, each behind the definitions of its new frames."""
@@ -182,19 +221,6 @@ class RecordStream:
 
 
 _WITHOUT_STACK = {OTHER_THREADS: "[other threads]", BETWEEN_SAMPLES: "[between samples]"}
-
-
-def _row(stack: bytes, *values: Any) -> bytes:
-    """Return a row of these values and a stack, which is encoded already."""
-    return encode(values)[:-1] + b"," + stack + b"]"
-
-
-def _about(about: About) -> list[str] | None:
-    if about is None:
-        return None
-    if isinstance(about, Endpoint):
-        return [about.endpoint, "", "", about.run, about.phase]
-    return [about.endpoint, about.span_id, about.trace_id, about.run, about.phase]
 
 
 def _request_rows(table: Mapping[RequestKey, list[int]]) -> Iterator[list[Any]]:
