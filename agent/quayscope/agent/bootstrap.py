@@ -134,11 +134,13 @@ def _start(worker: Any) -> None:
     import atexit
 
     from quayscope.agent.execs import around_exec
+    from quayscope.agent.helper import find_socket
     from quayscope.agent.psycopg import patch_psycopg2
     from quayscope.agent.worker import WorkerAgent
 
     settings = read(os.environ)
-    agent = WorkerAgent(settings, settings.role or _role(worker))
+    socket = guarded(find_socket, os.environ) or settings.socket
+    agent = WorkerAgent(settings._replace(socket=socket), settings.role or _role(worker))
     after_import("psycopg2", lambda module: patch_psycopg2(module, agent.stalls))
     after_import("flask.app", _patch_flask)
     for name, worker_class in WORKERS.items():

@@ -21,7 +21,7 @@ from quayscope.agent.account import CpuAccount, Lane
 from quayscope.agent.context import About, Endpoint, Request, current
 from quayscope.agent.faults import add, guarded, own
 from quayscope.agent.frames import LATE, OWN, Key, Stacker
-from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots
+from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to
 from quayscope.agent.turns import Turns
 
 __all__ = ["BETWEEN_SAMPLES", "LATE_PERIODS", "OTHER_THREADS", "TIMER_SHARE", "CpuSampler"]
@@ -173,7 +173,7 @@ class CpuSampler:
         """Write down what the agent's own thread used, on that thread; returns it."""
         with self.account.lock:
             passed = self.account.settle_own()
-            self._add(self.samples.now(), (None, OWN), passed, 0)
+            add_to(self.samples.now(), (None, OWN), passed, 0)
         return passed
 
     def flush(self, *, everything: bool) -> None:
@@ -182,14 +182,14 @@ class CpuSampler:
         with self.account.lock:
             table = self.samples.now()
             for waiting in [name for name, held in self._unsampled.items() if held[1] < oldest]:
-                self._add(table, (waiting.endpoint, BETWEEN_SAMPLES), self._unsampled.pop(waiting)[0], 0)
+                add_to(table, (waiting.endpoint, BETWEEN_SAMPLES), self._unsampled.pop(waiting)[0], 0)
             if len(self._stacks) > MAX_KEYS:
                 self._stacks.clear()
             if everything:
                 account = self.account
                 rest = account.nobodys_ns + account.lanes_nobodys_ns + account.settle()
                 account.nobodys_ns = account.lanes_nobodys_ns = 0
-                self._add(table, (None, BETWEEN_SAMPLES), rest, 0)
+                add_to(table, (None, BETWEEN_SAMPLES), rest, 0)
                 self._take_lanes(table, 0)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
@@ -248,7 +248,7 @@ class CpuSampler:
             request.busy_ns += weight
             if locked:
                 self._stand_for(table, request, key, lane=False)
-        self._add(table, (request, key), weight, 1)
+        add_to(table, (request, key), weight, 1)
 
     def _take_lanes(self, table: Table, main_ns: int) -> int:
         """Sample the other threads; the lock must be held. Returns how many samples were taken.
@@ -272,7 +272,7 @@ class CpuSampler:
                     most = waiting, lane, frame
         other = account.settle_others()
         if other:
-            self._add(table, (None, OTHER_THREADS), other, int(other * self.hz >= _HALF_NS))
+            add_to(table, (None, OTHER_THREADS), other, int(other * self.hz >= _HALF_NS))
         if most is not None and not due and other < most[0] and main_ns * self.hz < _HALF_NS:
             due.append(most[1:])
         for lane, frame in due:
@@ -293,14 +293,14 @@ class CpuSampler:
         else:
             request.busy_ns += weight
             self._stand_for(table, request, key, lane=True)
-        self._add(table, (request, key), weight, 1)
+        add_to(table, (request, key), weight, 1)
 
     def _rest(self, request: Request, nanoseconds: int, lane: bool) -> None:
         """Keep what a request used without a sample; of one that is traced, under its own trace."""
         endpoint = request.about()
         if request.span_id and nanoseconds:
             key = request.stack or self._stacks.get(endpoint, BETWEEN_SAMPLES)
-            self._add(self.samples.now(), (request, key), nanoseconds, 0)
+            add_to(self.samples.now(), (request, key), nanoseconds, 0)
             return
         held = self._unsampled.setdefault(_Waiting(endpoint, lane), [0, int(time.time())])
         held[0] += nanoseconds
@@ -315,15 +315,4 @@ class CpuSampler:
         self._stacks[endpoint] = key
         held = self._unsampled.pop(_Waiting(endpoint, lane), None)
         if held is not None and held[0]:
-            self._add(table, (endpoint, key), held[0], 0)
-
-    @staticmethod
-    def _add(table: Table, key: tuple[About, Key], nanoseconds: int, count: int) -> None:
-        held = table.get(key)
-        if held is not None:
-            held[0] += nanoseconds
-            held[1] += count
-        elif len(table) < MAX_KEYS:
-            table[key] = [nanoseconds, count]
-        else:
-            add("records_dropped")
+            add_to(table, (endpoint, key), held[0], 0)

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from quayscope.agent.faults import add
 
-__all__ = ["MAX_KEYS", "SECOND_NS", "SlotLength", "Slots"]
+__all__ = ["MAX_KEYS", "SECOND_NS", "SlotLength", "Slots", "add_to"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -62,3 +62,15 @@ class Slots(Generic[K, V]):
     def clear(self) -> None:
         """Forget everything: in a child of the worker, whose samples nobody writes."""
         self._tables.clear()
+
+
+def add_to(table: dict[K, list[int]], key: K, nanoseconds: int, count: int) -> None:
+    """Add to a row of [nanoseconds, count]; a new one for which there is no room is dropped and counted."""
+    row = table.get(key)
+    if row is not None:
+        row[0] += nanoseconds
+        row[1] += count
+    elif len(table) < MAX_KEYS:
+        table[key] = [nanoseconds, count]
+    else:
+        add("records_dropped")

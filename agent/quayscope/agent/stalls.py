@@ -14,9 +14,9 @@ from typing import Optional
 
 from quayscope.agent.context import CURRENT, About, Endpoint, Request
 from quayscope.agent.early import get_ident
-from quayscope.agent.faults import add, own
+from quayscope.agent.faults import own
 from quayscope.agent.frames import Key, Stacker
-from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
+from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots, add_to
 from quayscope.agent.turns import Turns
 from quayscope.profile.statement import comment_head, comment_pairs, comment_tail, normalize
 
@@ -156,7 +156,7 @@ class StallTimer:
             tally.crossing = tally.total_ns - tally.total_ns % STEP_NS + STEP_NS
             tally.stack = self._stacker.take(sys._getframe(below))
             table = self.stalls.now()
-            self._add(table, (request, statement.text, tally.stack), blocked, 1)
+            add_to(table, (request, statement.text, tally.stack), blocked, 1)
             self._release(table, endpoint, statement, tally)
         if timing:
             self._until_timing = STATEMENTS_A_TIMING
@@ -213,23 +213,7 @@ class StallTimer:
         if count:
             tally.held_ns -= nanoseconds
             tally.count -= count
-            self._add(table, (endpoint, statement.text, tally.stack), nanoseconds, count)
-
-    @staticmethod
-    def _add(
-        table: dict[tuple[About, str, Key], list[int]],
-        key: tuple[About, str, Key],
-        nanoseconds: int,
-        count: int,
-    ) -> None:
-        row = table.get(key)
-        if row is not None:
-            row[0] += nanoseconds
-            row[1] += count
-        elif len(table) < MAX_KEYS:
-            table[key] = [nanoseconds, count]
-        else:
-            add("records_dropped")
+            add_to(table, (endpoint, statement.text, tally.stack), nanoseconds, count)
 
 
 def _comments(request: Request) -> tuple[str, str]:

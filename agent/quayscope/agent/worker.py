@@ -18,7 +18,7 @@ from quayscope.agent.cpu import CpuSampler
 from quayscope.agent.faults import guarded
 from quayscope.agent.frames import Stacker
 from quayscope.agent.governor import Governor
-from quayscope.agent.helper import Helper, find_socket
+from quayscope.agent.helper import Helper
 from quayscope.agent.memory import start_memory
 from quayscope.agent.records import RecordWriter
 from quayscope.agent.requests import RequestCounter
@@ -62,12 +62,11 @@ class WorkerAgent:
         self._governor = Governor(settings.max_overhead)
         self._control = Control()
         self._spans: SpanKeeper | None = None
-        socket = guarded(find_socket, os.environ) or settings.socket
-        self._writer = RecordWriter(socket, self._hello)
+        self._writer = RecordWriter(settings.socket, self._hello)
         self._stream = RecordStream(
             stacker, self._cpu, self.stalls, self._turns, self._requests, self._writer
         )
-        self._helper = Helper(socket, os.environ)
+        self._helper = Helper(settings.socket, os.environ)
         self._thread = OwnThread(self._step)
         self._writing: Iterator[bool] = iter(())
         self._next_write_ns = 0
