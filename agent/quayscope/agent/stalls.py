@@ -31,6 +31,8 @@ LONGEST_KNOWN = 4_000
 """Longer texts are not remembered: bulk inserts differ each time."""
 MAX_KNOWN = 2_048
 """Texts remembered; a service has hundreds."""
+_TRACE = "0" * 32
+"""Stands for a trace id; the route before it has no such text in it."""
 _KEEP_S = 5
 """How long blocked time waits for a stack, before it goes to the last one of its kind."""
 
@@ -216,9 +218,23 @@ class StallTimer:
             add_to(table, (endpoint, statement.text, tally.stack), nanoseconds, count)
 
 
+_known_comments: dict[Endpoint, tuple[tuple[str, str], tuple[str, str]]] = {}
+"""By endpoint: what stands before and behind the trace id, without and with parameters."""
+
+
 def _comments(request: Request) -> tuple[str, str]:
-    pairs = comment_pairs(route=request.endpoint, trace=request.trace(), run=request.run, phase=request.phase)
-    comments = comment_tail(pairs, parameters=False), comment_tail(pairs, parameters=True)
+    """Return what stands behind the fingerprint in a request's comments, without and with parameters."""
+    endpoint = request.about()
+    found = _known_comments.get(endpoint)
+    if found is None:
+        if len(_known_comments) >= MAX_KNOWN:
+            _known_comments.clear()
+        pairs = comment_pairs(route=endpoint.endpoint, trace=_TRACE, run=endpoint.run, phase=endpoint.phase)
+        parts = [comment_tail(pairs, parameters=parameters).split(_TRACE, 1) for parameters in (False, True)]
+        found = _known_comments[endpoint] = (parts[0][0], parts[0][1]), (parts[1][0], parts[1][1])
+    (before, after), (before_doubled, after_doubled) = found
+    trace = request.trace()
+    comments = before + trace + after, before_doubled + trace + after_doubled
     if request.rule:  # else the route may come yet
         request.comments = comments
     return comments
