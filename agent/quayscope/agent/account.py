@@ -118,6 +118,11 @@ class CpuAccount:
             self._greenlet.settrace(self._previous_trace)
         self._greenlet = None
 
+    def forget(self) -> None:
+        """End in a child of the worker, where who held the lock may not be any more."""
+        self.lock = allocate_lock()
+        self.stop()
+
     def check(self) -> None:
         """Notice that somebody took the greenlets' trace function: from then on samples alone decide."""
         if self.exact and self._greenlet is not None and self._greenlet.gettrace() != self._switched:

@@ -21,7 +21,7 @@ from quayscope.agent.account import CpuAccount, Lane
 from quayscope.agent.context import About, Endpoint, Request, current
 from quayscope.agent.faults import add, guarded, own
 from quayscope.agent.frames import LATE, OWN, Key, Stacker
-from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to
+from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to, is_over
 from quayscope.agent.turns import Turns
 
 __all__ = ["BETWEEN_SAMPLES", "LATE_PERIODS", "OTHER_THREADS", "TIMER_SHARE", "CpuSampler"]
@@ -44,8 +44,6 @@ _CATCH_UP_PERIODS = 2
 """Samples that came too late are made up for, but not those that a long call into C swallowed."""
 _WAITS_PERIODS = 2
 _SELDOM_NS, _OFTEN_NS = 250_000_000, 100_000_000
-_KEEP_S = 5
-"""How long CPU waits for a sample of its endpoint: it must not leave its ten-second window often."""
 
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]
 Table = dict[tuple[About, Key], list[int]]
@@ -133,7 +131,7 @@ class CpuSampler:
     def forget(self) -> None:
         """In a child of the worker: it has no timer, and gathers nothing."""
         self.running = self._armed = False
-        self.account.stop()
+        self.account.forget()
         self.samples.clear()
 
     def check(self) -> None:
@@ -177,12 +175,13 @@ class CpuSampler:
         return passed
 
     def flush(self, *, everything: bool) -> None:
-        """Give up waiting for samples of endpoints that had CPU some seconds ago: write it as it is."""
-        oldest = int(time.time()) + (1 if everything else -_KEEP_S)
+        """Give up waiting for samples of endpoints that had CPU some seconds ago: write it where it was."""
         with self.account.lock:
+            for waiting in [name for name, held in self._unsampled.items() if is_over(held[1], everything)]:
+                nanoseconds, since = self._unsampled.pop(waiting)
+                table = self.samples.at(since * SECOND_NS)
+                add_to(table, (waiting.endpoint, BETWEEN_SAMPLES), nanoseconds, 0)
             table = self.samples.now()
-            for waiting in [name for name, held in self._unsampled.items() if held[1] < oldest]:
-                add_to(table, (waiting.endpoint, BETWEEN_SAMPLES), self._unsampled.pop(waiting)[0], 0)
             if len(self._stacks) > MAX_KEYS:
                 self._stacks.clear()
             if everything:

@@ -7,13 +7,15 @@ from typing import Generic, TypeVar
 
 from quayscope.agent.faults import add
 
-__all__ = ["MAX_KEYS", "SECOND_NS", "SlotLength", "Slots", "add_to"]
+__all__ = ["MAX_KEYS", "SECOND_NS", "SlotLength", "Slots", "add_to", "is_over"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 SECOND_NS = 1_000_000_000
 MAX_KEYS = 20_000
 """Distinct keys a slot; a busy worker has some hundreds. More are dropped and counted by the caller."""
+_KEEP_S = 5
+_WINDOW_S = 10
 MAX_SLOTS = 60
 """Slots kept while nobody writes them: a worker blocked for longer loses the oldest, counted."""
 
@@ -30,6 +32,16 @@ class SlotLength:
         return now - now % self.ns
 
 
+def is_over(since: int, everything: bool) -> bool:
+    """Whether what has waited for a stack since that Unix second is to be written without one of its own.
+
+    After five seconds, and at the end of its ten-second window at the latest: it goes into the second in
+    which it began, and must not come too late for it.
+    """
+    now = int(time.time())
+    return everything or since < now - _KEEP_S or since // _WINDOW_S < now // _WINDOW_S
+
+
 class Slots(Generic[K, V]):
     """One dictionary a slot. Used by a signal handler and one writer of the same thread, without locks."""
 
@@ -39,7 +51,10 @@ class Slots(Generic[K, V]):
 
     def now(self) -> dict[K, V]:
         """Return the running slot's table."""
-        start = self._length.start()
+        return self.at(self._length.start())
+
+    def at(self, start: int) -> dict[K, V]:
+        """Return the table of the slot that begins at `start`, which may have been taken before."""
         table = self._tables.get(start)
         if table is None:
             if len(self._tables) >= MAX_SLOTS:

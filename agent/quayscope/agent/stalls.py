@@ -16,7 +16,7 @@ from quayscope.agent.context import CURRENT, About, Endpoint, Request
 from quayscope.agent.early import get_ident
 from quayscope.agent.faults import own
 from quayscope.agent.frames import Key, Stacker
-from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots, add_to
+from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to, is_over
 from quayscope.agent.turns import Turns
 from quayscope.profile.statement import comment_head, comment_pairs, comment_tail, normalize
 
@@ -33,8 +33,6 @@ MAX_KNOWN = 2_048
 """Texts remembered; a service has hundreds."""
 _TRACE = "0" * 32
 """Stands for a trace id; the route before it has no such text in it."""
-_KEEP_S = 5
-"""How long blocked time waits for a stack, before it goes to the last one of its kind."""
 
 
 class _Tally:
@@ -166,11 +164,10 @@ class StallTimer:
 
     def flush(self, *, everything: bool) -> None:
         """Give what waited some seconds for a stack to the last stack of its kind."""
-        table = self.stalls.now()
-        oldest = int(time.time()) + (1 if everything else -_KEEP_S)
         for statement in list(self._by_text.values()):
             for endpoint, tally in list(statement.tallies.items()):
-                if tally.count and tally.since < oldest:
+                if tally.count and is_over(tally.since, everything):
+                    table = self.stalls.at(tally.since * SECOND_NS)
                     self._release(table, endpoint, statement, tally)
 
     def kept_stacks(self) -> list[Key]:
