@@ -159,7 +159,11 @@ def _role(worker: Any) -> str:
 
 
 def _loaded(worker: Any) -> None:
-    if _agent is not None and _speaks_wsgi(worker):
+    if _agent is None:
+        return
+    if len(getattr(worker, "PIPE", ())) == 2:
+        guarded(_agent.signals_go_to, tuple(worker.PIPE))
+    if _speaks_wsgi(worker):
         _serve(worker, _agent)
 
 

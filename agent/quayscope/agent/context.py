@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Union
 from urllib.parse import unquote
 
+from quayscope.agent.frames import Stack
+
 __all__ = ["CURRENT", "About", "Endpoint", "Request", "current", "describe"]
 
 NO_ROUTE = "(no route)"
@@ -65,7 +67,7 @@ class Request:
         self.busy_ns = 0
         self.stalled_ns = 0
         self.unsampled_ns = 0
-        self.stack: tuple[int, ...] = ()
+        self.stack: Stack | None = None
         self.comments: tuple[str, str] | None = None
         self.ended = False
         self.shared: Endpoint | None = None

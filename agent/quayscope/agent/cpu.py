@@ -20,16 +20,13 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from quayscope.agent.account import CpuAccount, Lane
 from quayscope.agent.context import About, Endpoint, Request, current
 from quayscope.agent.faults import add, guarded, own
-from quayscope.agent.frames import LATE, OWN, Key, Stacker
+from quayscope.agent.frames import BETWEEN_SAMPLES, LATE, OTHER_THREADS, OWN, Stack, Stacker
 from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to, is_over
 from quayscope.agent.turns import Turns
+from quayscope.agent.wakeups import Wakeups
 
-__all__ = ["BETWEEN_SAMPLES", "LATE_PERIODS", "OTHER_THREADS", "TIMER_SHARE", "CpuSampler"]
+__all__ = ["LATE_PERIODS", "TIMER_SHARE", "CpuSampler"]
 
-OTHER_THREADS: Key = ()
-"""The stack of CPU of threads that are not Python's, or that nobody told us of: measured, seen from afar."""
-BETWEEN_SAMPLES: Key = (0,)
-"""The stack of CPU for which no sample of its endpoint came in time."""
 LATE_PERIODS = 5
 """A sample that weighs more periods than this is marked: what delayed it is the line it stands on."""
 _HALF_NS = 500_000_000
@@ -46,7 +43,7 @@ _WAITS_PERIODS = 2
 _SELDOM_NS, _OFTEN_NS = 250_000_000, 100_000_000
 
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]
-Table = dict[tuple[About, Key], list[int]]
+Table = dict[tuple[About, Stack], list[int]]
 
 
 class _Waiting(NamedTuple):
@@ -63,9 +60,9 @@ class CpuSampler:
         self._stacker = stacker
         self._turns = turns
         self.account = CpuAccount(self._rest, turns)
-        self.samples: Slots[tuple[About, Key], list[int]] = Slots(length)
+        self.samples: Slots[tuple[About, Stack], list[int]] = Slots(length)
         self._unsampled: dict[_Waiting, list[int]] = {}  # nanoseconds, Unix second of the first
-        self._stacks: dict[Endpoint, Key] = {}  # the last one of each
+        self._stacks: dict[Endpoint, Stack] = {}  # the last one of each
         self._previous: Handler = None
         self._armed = False
         self._process_ns = 0  # the process's clock at the last sample
@@ -74,6 +71,8 @@ class CpuSampler:
         self.longest_ns = 0
         """CPU of the longest sample since somebody set this to 0."""
         self.running = False
+        self.wakeups: Wakeups | None = None
+        """Where the server has signals written to."""
 
     def start(self) -> None:
         """Arm the timer. An earlier handler of the signal is kept and still called."""
@@ -137,6 +136,8 @@ class CpuSampler:
     def check(self) -> None:
         """Notice what others took from us: the signal, the timer, the greenlets' trace function."""
         self.account.check()
+        if self.wakeups is not None and not self.wakeups.intact():
+            self.wakeups = None
         if not self._armed:
             return
         if signal.getsignal(signal.SIGPROF) != self._signalled:
@@ -146,10 +147,6 @@ class CpuSampler:
         elif not signal.getitimer(signal.ITIMER_PROF)[1]:
             add("timers_lost")
             self.arm()
-
-    def kept_stacks(self) -> list[Key]:
-        """Return the stacks still needed: of tables not yet taken, and the last ones of endpoints."""
-        return [key for _, key in self.samples.waiting()] + list(self._stacks.values())
 
     def stand_in(self) -> int:
         """Sample the other threads, from the agent's own, when the main one cannot: it waits in C.
@@ -192,25 +189,23 @@ class CpuSampler:
                 self._take_lanes(table, 0)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        # A collection that our own few objects set off would be the application's, in our time.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            guarded(self._sample, frame)
-        finally:
-            if collecting:
-                gc.enable()
+        used = time.process_time_ns()
+        if used < self._due_ns or not self._armed:
+            own(_EARLY_NS)
+        else:
+            # A collection that our own few objects set off would be the application's, in our time.
+            collecting = gc.isenabled()
+            gc.disable()
+            try:
+                guarded(self._sample, frame, used)
+            finally:
+                if collecting:
+                    gc.enable()
         previous = self._previous
         if callable(previous):
             previous(number, frame)
 
-    def _sample(self, frame: FrameType | None) -> None:
-        if not self._armed:
-            return
-        used = time.process_time_ns()
-        if used < self._due_ns:
-            own(_EARLY_NS)
-            return
+    def _sample(self, frame: FrameType | None, used: int) -> None:
         period = SECOND_NS // self.hz
         self._due_ns = max(self._due_ns + period, used - _CATCH_UP_PERIODS * period)
         self._process_ns = used
@@ -229,6 +224,8 @@ class CpuSampler:
         finally:
             if locked:
                 account.lock.release()
+        if self.wakeups is not None:
+            self.wakeups.drop_ours()
         add("samples")
         took = time.thread_time_ns() - began
         own(took)
@@ -236,18 +233,18 @@ class CpuSampler:
 
     def _take_main(self, table: Table, frame: FrameType | None, weight: int, locked: bool) -> None:
         request = current()
-        key = self._stacker.take(frame)
-        self._turns.sampled(key)
+        stack = self._stacker.take(frame)
+        self._turns.sampled(stack)
         if weight * self.hz > LATE_PERIODS * SECOND_NS:
-            key = LATE + key
+            stack = stack.marked(LATE)
         if request is None:
             weight, self.account.nobodys_ns = weight + self.account.nobodys_ns, 0
         else:
             weight, request.unsampled_ns = weight + request.unsampled_ns, 0
             request.busy_ns += weight
             if locked:
-                self._stand_for(table, request, key, lane=False)
-        add_to(table, (request, key), weight, 1)
+                self._stand_for(table, request, stack, lane=False)
+        add_to(table, (request, stack), weight, 1)
 
     def _take_lanes(self, table: Table, main_ns: int) -> int:
         """Sample the other threads; the lock must be held. Returns how many samples were taken.
@@ -284,34 +281,34 @@ class CpuSampler:
         if request is not None and request.ended:
             request = None
         weight = account.settle_lane(lane)
-        key = self._stacker.take(frame)
+        stack = self._stacker.take(frame)
         if weight * self.hz > LATE_PERIODS * SECOND_NS:
-            key = LATE + key
+            stack = stack.marked(LATE)
         if request is None:
             weight, account.lanes_nobodys_ns = weight + account.lanes_nobodys_ns, 0
         else:
             request.busy_ns += weight
-            self._stand_for(table, request, key, lane=True)
-        add_to(table, (request, key), weight, 1)
+            self._stand_for(table, request, stack, lane=True)
+        add_to(table, (request, stack), weight, 1)
 
     def _rest(self, request: Request, nanoseconds: int, lane: bool) -> None:
         """Keep what a request used without a sample; of one that is traced, under its own trace."""
         endpoint = request.about()
         if request.span_id and nanoseconds:
-            key = request.stack or self._stacks.get(endpoint, BETWEEN_SAMPLES)
-            add_to(self.samples.now(), (request, key), nanoseconds, 0)
+            stack = request.stack or self._stacks.get(endpoint, BETWEEN_SAMPLES)
+            add_to(self.samples.now(), (request, stack), nanoseconds, 0)
             return
         held = self._unsampled.setdefault(_Waiting(endpoint, lane), [0, int(time.time())])
         held[0] += nanoseconds
 
-    def _stand_for(self, table: Table, request: Request, key: Key, *, lane: bool) -> None:
+    def _stand_for(self, table: Table, request: Request, stack: Stack, *, lane: bool) -> None:
         """Give this stack the CPU of its endpoint that no sample covered."""
         if request.span_id:
-            request.stack = key
+            request.stack = stack
         if not request.rule:
             return
         endpoint = request.about()
-        self._stacks[endpoint] = key
+        self._stacks[endpoint] = stack
         held = self._unsampled.pop(_Waiting(endpoint, lane), None)
         if held is not None and held[0]:
-            add_to(table, (endpoint, key), held[0], 0)
+            add_to(table, (endpoint, stack), held[0], 0)

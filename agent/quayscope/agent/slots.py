@@ -70,10 +70,6 @@ class Slots(Generic[K, V]):
         # Copies: a thread that was interrupted between `now` and its addition may still hold a table.
         return [(start, dict(self._tables.pop(start))) for start in done]
 
-    def waiting(self) -> list[K]:
-        """Return the keys of all tables that were not taken yet."""
-        return [key for table in list(self._tables.values()) for key in list(table)]
-
     def clear(self) -> None:
         """Forget everything: in a child of the worker, whose samples nobody writes."""
         self._tables.clear()

@@ -15,7 +15,7 @@ from typing import Optional
 from quayscope.agent.context import CURRENT, About, Endpoint, Request
 from quayscope.agent.early import get_ident
 from quayscope.agent.faults import own
-from quayscope.agent.frames import Key, Stacker
+from quayscope.agent.frames import BETWEEN_SAMPLES, Stack, Stacker
 from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to, is_over
 from quayscope.agent.turns import Turns
 from quayscope.profile.statement import comment_head, comment_pairs, comment_tail, normalize
@@ -46,7 +46,7 @@ class _Tally:
         self.since = 0
         self.total_ns = 0
         self.crossing = 0
-        self.stack: Key = ()
+        self.stack = BETWEEN_SAMPLES
 
 
 class Statement:
@@ -72,7 +72,7 @@ class StallTimer:
         self._stacker = stacker
         self._turns = turns
         self._comment = comment
-        self.stalls: Slots[tuple[About, str, Key], list[int]] = Slots(length)
+        self.stalls: Slots[tuple[About, str, Stack], list[int]] = Slots(length)
         self._known: dict[str, Statement] = {}
         self._by_text: dict[str, Statement] = {}
         self._until_timing = STATEMENTS_A_TIMING
@@ -170,14 +170,6 @@ class StallTimer:
                     table = self.stalls.at(tally.since * SECOND_NS)
                     self._release(table, endpoint, statement, tally)
 
-    def kept_stacks(self) -> list[Key]:
-        """Return the stacks still needed: of tables not yet taken, and the last ones of statements."""
-        return [key for _, _, key in self.stalls.waiting()] + [
-            tally.stack
-            for statement in list(self._by_text.values())
-            for tally in list(statement.tallies.values())
-        ]
-
     def forget(self) -> None:
         """In a child of the worker: gather nothing."""
         self.running = False
@@ -203,7 +195,7 @@ class StallTimer:
 
     def _release(
         self,
-        table: dict[tuple[About, str, Key], list[int]],
+        table: dict[tuple[About, str, Stack], list[int]],
         endpoint: Endpoint | None,
         statement: Statement,
         tally: _Tally,

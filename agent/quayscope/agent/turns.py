@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from quayscope.agent.context import About, Request
 from quayscope.agent.early import get_ident
 from quayscope.agent.faults import add
-from quayscope.agent.frames import BLOCKED, CPU_BOUND, UNSEEN, Key, Stacker
+from quayscope.agent.frames import BLOCKED, CPU_BOUND, UNSEEN, Stack, Stacker
 from quayscope.agent.mainwatch import MainWatch
 from quayscope.agent.slots import MAX_KEYS, SlotLength, Slots
 
@@ -33,7 +33,7 @@ class _Look(NamedTuple):
     cpu_ns: int  # of the main thread
     on_cpu: bool
     request: Request | None
-    key: Key
+    stack: Stack
 
 
 class Turns:
@@ -47,7 +47,7 @@ class Turns:
     def __init__(self, stacker: Stacker, length: SlotLength, threshold_ns: int) -> None:
         self._stacker = stacker
         self._threshold = threshold_ns
-        self.stalls: Slots[tuple[About, Key], list[int]] = Slots(length)
+        self.stalls: Slots[tuple[About, Stack], list[int]] = Slots(length)
         self.idle_ns = 0
         self.blocked_ns = 0
         self.in_flight = 0
@@ -68,7 +68,7 @@ class Turns:
         self._request: Request | None = None  # the last one that this turn worked for
         self._looks: list[_Look] = []
         self._wary_until_ns = 0
-        self._sampled: tuple[int, Key] = (-1, ())
+        self._sampled: tuple[int, Stack] = (-1, UNSEEN)
 
     def start(self, hub: Any) -> None:
         """Begin, on the main thread."""
@@ -116,9 +116,9 @@ class Turns:
         if self._hub is None and not self.in_flight:
             self._idle_since_ns = time.perf_counter_ns()
 
-    def sampled(self, key: Key) -> None:
+    def sampled(self, stack: Stack) -> None:
         """Note the stack of a CPU sample of the main thread."""
-        self._sampled = self.number, key
+        self._sampled = self.number, stack
 
     def look(self, now: int) -> int:
         """Look at a turn that lasts too long; returns after how many nanoseconds to come again.
@@ -137,11 +137,11 @@ class Turns:
         late = now - began - self.sql_ns
         if late < self._threshold:
             return min(often, self._threshold - late)
-        key = self._stacker.take(sys._current_frames().get(self.main_ident))
+        stack = self._stacker.take(sys._current_frames().get(self.main_ident))
         if looks:
             began, cpu_began = looks[-1].at_ns, looks[-1].cpu_ns
         on_cpu, cpu = self._watch.on_cpu(now, began, cpu_began)
-        found = _Look(now, cpu, on_cpu, self._request, key)
+        found = _Look(now, cpu, on_cpu, self._request, stack)
         # Others may have run while we looked: then this was no part of that turn.
         if number == self.number and len(looks) < MAX_LOOKS:
             looks.append(found)
@@ -155,7 +155,7 @@ class Turns:
         looks = list(self._looks)
         if not looks and self._sampled[0] == self.number:
             # A sample of the CPU profile was taken in it: that is a look too.
-            self._add(request, CPU_BOUND + self._sampled[1], left, 1, others)
+            self._add(request, self._sampled[1].marked(CPU_BOUND), left, 1, others)
             return
         if not looks or not looks[0].on_cpu:
             self._wary_until_ns = at + length + _WARY_NS
@@ -170,7 +170,7 @@ class Turns:
                 share = min(left, (look.at_ns - at) * (length - self.sql_ns) // length)
             self._add(
                 look.request,
-                (CPU_BOUND if look.on_cpu else BLOCKED) + look.key,
+                look.stack.marked(CPU_BOUND if look.on_cpu else BLOCKED),
                 share,
                 int(not number),
                 others,
@@ -180,14 +180,14 @@ class Turns:
             left -= share
             at = look.at_ns
 
-    def _add(self, request: Request | None, key: Key, nanoseconds: int, count: int, others: int) -> None:
+    def _add(self, request: Request | None, stack: Stack, nanoseconds: int, count: int, others: int) -> None:
         table = self.stalls.now()
-        row = table.get((request, key))
+        row = table.get((request, stack))
         if row is None:
             if len(table) >= MAX_KEYS:
                 add("records_dropped")
                 return
-            row = table[request, key] = [0, 0, 0]
+            row = table[request, stack] = [0, 0, 0]
         row[0] += nanoseconds
         row[1] += count
         row[2] += nanoseconds * others

@@ -30,6 +30,7 @@ from quayscope.agent.threads import follow_threads
 from quayscope.agent.tracing import SpanKeeper, start_tracing
 from quayscope.agent.turns import Turns
 from quayscope.agent.usage import Usage
+from quayscope.agent.wakeups import Wakeups
 from quayscope.agent.writing import RecordStream
 
 __all__ = ["WorkerAgent"]
@@ -93,6 +94,10 @@ class WorkerAgent:
         if self._settings.tracing:
             guarded(self._start_tracing, application)
         guarded(start_memory, self._settings.memory, self._settings.service_name, {"role": self._role})
+
+    def signals_go_to(self, ends: tuple[int, int]) -> None:
+        """Keep our timer's signals out of a pipe that the server has them written to."""
+        self._cpu.wakeups = Wakeups(ends)
 
     def before_exec(self) -> None:
         """Disarm: the timer would outlive this program, and kill the next."""

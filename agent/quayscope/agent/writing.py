@@ -8,8 +8,8 @@ from typing import Any
 
 from quayscope.agent import faults
 from quayscope.agent.context import About, Endpoint
-from quayscope.agent.cpu import BETWEEN_SAMPLES, OTHER_THREADS, CpuSampler
-from quayscope.agent.frames import FrameTable, Key, Stacker
+from quayscope.agent.cpu import CpuSampler
+from quayscope.agent.frames import FrameTable, Stack, Stacker
 from quayscope.agent.records import RecordWriter, encode, packets
 from quayscope.agent.requests import SUMS, RequestCounter, RequestKey
 from quayscope.agent.stalls import StallTimer
@@ -39,7 +39,8 @@ class RecordStream:
         requests: RequestCounter,
         writer: RecordWriter,
     ) -> None:
-        self._frames = FrameTable(stacker)
+        self._stacker = stacker
+        self._frames = FrameTable()
         self._cpu = cpu
         self._stalls = stalls
         self._turns = turns
@@ -105,39 +106,32 @@ class RecordStream:
             faults.add("packets_dropped")
             faults.add("records_dropped", left)
         if not everything and self._frames.large():
-            self._frames.forget(self._unwritten())
+            self._stacker.forget()
+            self._frames.forget()
 
-    def _unwritten(self) -> list[Key]:
-        return [
-            *self._cpu.kept_stacks(),
-            *self._stalls.kept_stacks(),
-            *(key for _, key in self._turns.stalls.waiting()),
-        ]
+    def _cpu_rows(self, samples: Mapping[tuple[About, Stack], list[int]]) -> Iterator[bytes]:
+        encoded = self._frames.encoded
+        for (about, stack), (spent, count) in samples.items():
+            yield b"[%d,%d,%b,%b]" % (spent, count, self._about(about), encoded(stack))
 
-    def _cpu_rows(self, samples: Mapping[tuple[About, Key], list[int]]) -> Iterator[bytes]:
-        for (about, key), (spent, count) in samples.items():
-            name = _WITHOUT_STACK.get(key)
-            stack = self._frames.encoded(key) if name is None else b"[%d]" % self._frames.mark(name)
-            yield b"[%d,%d,%b,%b]" % (spent, count, self._about(about), stack)
-
-    def _stall_rows(self, blocked: Mapping[tuple[About, str, Key], list[int]]) -> Iterator[bytes]:
-        for (request, statement, key), (spent, count) in blocked.items():
+    def _stall_rows(self, blocked: Mapping[tuple[About, str, Stack], list[int]]) -> Iterator[bytes]:
+        for (request, statement, stack), (spent, count) in blocked.items():
             yield b"[%d,%d,%b,%b,%b]" % (
                 spent,
                 count,
                 self._about(request),
                 self._text(statement),
-                self._frames.encoded(key),
+                self._frames.encoded(stack),
             )
 
-    def _turn_rows(self, long: Mapping[tuple[About, Key], list[int]]) -> Iterator[bytes]:
-        for (request, key), (spent, count, waited) in long.items():
+    def _turn_rows(self, long: Mapping[tuple[About, Stack], list[int]]) -> Iterator[bytes]:
+        for (request, stack), (spent, count, waited) in long.items():
             yield b"[%d,%d,%b,%d,%b]" % (
                 spent,
                 count,
                 self._about(request),
                 waited,
-                self._frames.encoded(key),
+                self._frames.encoded(stack),
             )
 
     def _about(self, about: About) -> bytes:
@@ -218,9 +212,6 @@ class RecordStream:
                 for name, count in record["c"].items():
                     faults.add(name, count)
         return accepted
-
-
-_WITHOUT_STACK = {OTHER_THREADS: "[other threads]", BETWEEN_SAMPLES: "[between samples]"}
 
 
 def _request_rows(table: Mapping[RequestKey, list[int]]) -> Iterator[list[Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import signal
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -165,7 +168,17 @@ def agent() -> Response:
         loaded=sorted(name for name in sys.modules if name.startswith("quayscope.")),
         timer=signal.getitimer(signal.ITIMER_PROF)[1],
         path=sys.path,
+        signals_waiting=signals_waiting(),
     )
+
+
+def signals_waiting() -> int:
+    """Return how many signals lie in the pipe that this worker has them written to."""
+    from gunicorn.workers.base import Worker
+
+    (worker,) = (found for found in gc.get_objects() if isinstance(found, Worker))
+    waiting = fcntl.ioctl(worker.PIPE[0], termios.FIONREAD, b"\0\0\0\0")
+    return int.from_bytes(waiting, sys.byteorder)
 
 
 class Middleware:

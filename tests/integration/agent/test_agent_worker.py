@@ -142,6 +142,21 @@ def test_other_workers(serve: Serve, relay: Relay, kept: Kept, worker_class: str
     assert kept.counts().get("faults", 0) == 0
 
 
+@pytest.mark.parametrize("worker_class", ["gevent", "gthread", "sync"])
+def test_the_servers_pipe_for_signals_stays_empty(serve: Serve, worker_class: str) -> None:
+    """A CPU second's signals leave next to nothing there: full, it has Python complain at each of them."""
+    gunicorn = serve("--preload", worker_class=worker_class)
+    waiting = []
+    for _ in range(4):
+        assert gunicorn.get_often("/heavy/x", 20) == [200] * 20
+        waiting.append(gunicorn.json("/agent")["signals_waiting"])
+    assert max(waiting) <= 3, waiting
+    began = time.monotonic()
+    assert gunicorn.stop() == 0
+    assert time.monotonic() - began < 5
+    assert "Exception ignored" not in gunicorn.log()
+
+
 @pytest.mark.parametrize("worker_class", ["gevent", "gthread"])
 def test_threads_work_for_their_request(serve: Serve, relay: Relay, kept: Kept, worker_class: str) -> None:
     """CPU of a pool's thread, or of one started for the purpose, is its request's, under its own stack."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
+import json
+import os
 import signal
 import sys
 import time
@@ -22,6 +25,7 @@ from quayscope.agent.hooks import after_import
 from quayscope.agent.settings import Settings, read, switched_off
 from quayscope.agent.slots import SlotLength, Slots
 from quayscope.agent.turns import Turns
+from quayscope.agent.wakeups import Wakeups
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +127,6 @@ def test_slots_are_cut_on_seconds_and_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert held.take(everything=False) == []
     clock[0] = 1001.5
     held.now()["b"] = 2
-    assert held.waiting() == ["a", "b"]
     assert held.take(everything=False) == [(1000 * 10**9, {"a": 1})]
     length.ns = 250_000_000
     clock[0] = 1001.76
@@ -138,27 +141,77 @@ def test_slots_are_cut_on_seconds_and_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert len(held.take(everything=True)) == slots.MAX_SLOTS
 
 
+def names_of(table: FrameTable, stack: frames.Stack) -> list[str]:
+    """Return a stack's functions as a reader finds them, root first."""
+    ids = json.loads(table.encoded(stack))
+    names = {number: name for number, name, _, _ in table.undefined()}
+    return [names[number] for number in ids]
+
+
 def test_functions_are_forgotten_but_not_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """With too many functions the table starts anew, and a stack not yet written keeps its names."""
     stacker = Stacker()
-    table = FrameTable(stacker)
+    table = FrameTable()
 
-    def waiting() -> frames.Key:
-        return stacker.take(sys._getframe())
+    def waiting() -> frames.Stack:
+        made = "def inner(take, frame): return take(frame())"  # code that nobody but the stack holds
+        namespace: dict[str, Any] = {}
+        exec(made, namespace)
+        return namespace["inner"](stacker.take, sys._getframe)  # type: ignore[no-any-return]
 
-    key = waiting()
-    other = stacker.take(sys._getframe())
-    assert table.resolve(key)
+    stack = waiting()
+    before = names_of(table, stack)
+    assert before[-2:] == [waiting.__qualname__ if sys.version_info >= (3, 11) else "waiting", "inner"]
     monkeypatch.setattr(frames, "MAX_CODES", 1)
     assert table.large()
-    table.forget([key])
+    stacker.forget()
+    table.forget()
     assert table.undefined() == []
-    names = {number: name for number, name, _, _ in (table.resolve(key), table.undefined())[1]}
-    assert any(name.endswith("waiting") for name in names.values())
-    stacker.codes.clear()
-    fresh = FrameTable(stacker)
-    fresh.resolve(other)
-    assert {row[1] for row in fresh.undefined()} == {frames.FORGOTTEN}
+    gc.collect()
+    waiting()
+    assert names_of(table, stack) == before
+
+
+def test_a_stack_is_the_same_in_pieces_as_in_one() -> None:
+    """Whatever its depth: root first, each frame once, marks at the ends; the same stack is one object."""
+    stacker = Stacker()
+    table = FrameTable()
+
+    def deep(frames_more: int) -> frames.Stack:
+        return deep(frames_more - 1) if frames_more else stacker.take(sys._getframe())
+
+    for more in (*range(20), frames.MAX_DEPTH):
+        stack = deep(more)
+        truth = [code.co_qualname if hasattr(code, "co_qualname") else code.co_name for code in stack.codes][
+            ::-1
+        ]
+        assert len(stack.codes) == len(stack.offsets) <= frames.MAX_DEPTH
+        cut = ["[truncated]"] if more == frames.MAX_DEPTH else []
+        assert names_of(table, stack) == cut + truth
+        assert names_of(table, stack.marked(frames.LATE)) == [*cut, *truth, "[C call]"]
+        assert stack.marked(frames.LATE) is stack.marked(frames.LATE)
+    one, again = [stacker.take(sys._getframe()) for _ in range(2)]
+    assert one is again
+    assert names_of(table, frames.OWN) == ["[quayscope agent]"]
+    assert names_of(table, frames.UNSEEN) == ["Hub:unseen"]
+
+
+def test_others_signals_stay_in_the_servers_pipe() -> None:
+    """Ours are taken out; others' stay in order; a pipe that was closed is left alone."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    try:
+        wakeups = Wakeups(ends)
+        wakeups.drop_ours()
+        os.write(ends[1], bytes([signal.SIGPROF, signal.SIGTERM, signal.SIGPROF, signal.SIGHUP]))
+        wakeups.drop_ours()
+        assert wakeups.intact()
+        assert os.read(ends[0], 10) == bytes([signal.SIGTERM, signal.SIGHUP])
+    finally:
+        for end in ends:
+            os.close(end)
+    assert not wakeups.intact()
 
 
 def border(began: Callable[[Request], None], finished: Callable[[Request], None]) -> Border:

@@ -1,0 +1,45 @@
+"""The pipe that gunicorn has signals written to: our timer's numbers are taken out of it again.
+
+`signal.set_wakeup_fd` knows no exceptions: the interpreter writes a byte for each SIGPROF too. A sync worker
+would turn its loop once for each, and a gevent or gthread worker, which never reads the pipe, would have it
+full after some minutes of CPU and complain on stderr at every signal from then on (seen).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+__all__ = ["Wakeups"]
+
+_OURS = bytes([signal.SIGPROF])
+_READ_BYTES = 4_096
+
+
+class Wakeups:
+    """A worker's pipe: (end to read, end to write), both non-blocking. Used on the main thread alone."""
+
+    def __init__(self, ends: tuple[int, int]) -> None:
+        self._read, self._write = ends
+        self._inode = _inode(self._read)
+
+    def drop_ours(self) -> None:
+        """Take the timer's numbers out of the pipe; others' stay, in their order."""
+        try:
+            found = os.read(self._read, _READ_BYTES)
+        except BlockingIOError:
+            return
+        others = found.replace(_OURS, b"")
+        if others:
+            os.write(self._write, others)
+
+    def intact(self) -> bool:
+        """Whether it still is the same pipe: a closed one's number may have become somebody else's."""
+        return self._inode != 0 and _inode(self._read) == self._inode
+
+
+def _inode(descriptor: int) -> int:
+    try:
+        return os.fstat(descriptor).st_ino
+    except OSError:
+        return 0
