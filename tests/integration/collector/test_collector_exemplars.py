@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from integration.collector.running_collector import SECOND, RunningCollector
@@ -42,7 +43,8 @@ def test_exemplars_come_back_beside_their_points(shared: RunningCollector) -> No
     series = {one["attributes"]["endpoint"]: one for one in found["series"]}
     first, second = series["GET /a"]["exemplars"]
     assert second == {
-        "time": (now - 1_000_000) / SECOND,
+        # A float holds a quarter of a microsecond of today's time.
+        "time": pytest.approx((now - 1_000_000) / SECOND, abs=1e-6),
         "value": 0.75,
         "trace_id": "0a" * 16,
         "span_id": "b" * 16,
