@@ -25,22 +25,26 @@ from quayscope.agent.slots import MAX_KEYS, SECOND_NS, SlotLength, Slots, add_to
 from quayscope.agent.turns import Turns
 from quayscope.agent.wakeups import Wakeups
 
-__all__ = ["LATE_PERIODS", "TIMER_SHARE", "CpuSampler"]
+__all__ = ["LATE_PERIODS", "CpuSampler"]
 
 LATE_PERIODS = 5
 """A sample that weighs more periods than this is marked: what delayed it is the line it stands on."""
 _HALF_NS = 500_000_000
 """Half a period, times the rate: who used less since the last sample is left for the next one."""
-TIMER_SHARE = 0.6
-"""The timer's interval, as a part of a period. The kernel looks at its timers at the clock's ticks alone, and
-counts what a process used by them: of one that runs a millisecond at a time it misses a third. So the signal
-comes more often, and the handler takes a sample when the CPU's own clock says that one is due."""
+_SPARE_PERIODS = 5
+"""The timer is set for each sample anew, and its interval is for the case that this fails. The kernel looks at
+its timers at the clock's ticks alone, and counts what a process used by them: of one that runs a millisecond
+at a time an interval of one period misses a third. So the next signal is asked for as early as its sample is
+due by the CPU's own clock, and a sample that came late has the next one come early."""
+_SHORTEST_NS = 100_000
 _EARLY_NS = 1_500
 """What a signal costs that came before a sample was due: too little to be measured each time."""
 _CATCH_UP_PERIODS = 2
 """Samples that came too late are made up for, but not those that a long call into C swallowed."""
-_WAITS_PERIODS = 2
 _SELDOM_NS, _OFTEN_NS = 250_000_000, 100_000_000
+_LOOKS, _MOST_LOOKS = 6, 60
+"""How many looks each period or two the agent's own thread has left: so many more each time that it had to
+stand in. A main thread that only waits for the GIL now and then is late too seldom to keep it at it."""
 
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]
 Table = dict[tuple[About, Stack], list[int]]
@@ -65,8 +69,9 @@ class CpuSampler:
         self._stacks: dict[Endpoint, Stack] = {}  # the last one of each
         self._previous: Handler = None
         self._armed = False
-        self._process_ns = 0  # the process's clock at the last sample
-        self._due_ns = 0  # and when the next one is due
+        self._due_ns = 0  # when the next sample is, by the process's clock
+        self._main_clock = 0
+        self._looks = 0
         self.hz = hz
         self.longest_ns = 0
         """CPU of the longest sample since somebody set this to 0."""
@@ -77,6 +82,7 @@ class CpuSampler:
     def start(self) -> None:
         """Arm the timer. An earlier handler of the signal is kept and still called."""
         self.account.start()
+        self._main_clock = Lane().clock
         self._previous = signal.signal(signal.SIGPROF, self._signalled)
         signal.siginterrupt(signal.SIGPROF, False)
         self.running = True
@@ -85,11 +91,9 @@ class CpuSampler:
     def arm(self) -> None:
         """Begin, or go on, or go on at another rate."""
         if self.running:
-            self._process_ns = time.process_time_ns()
-            self._due_ns = self._process_ns + SECOND_NS // self.hz
-            interval = TIMER_SHARE / self.hz
-            signal.setitimer(signal.ITIMER_PROF, interval, interval)
+            self._due_ns = time.process_time_ns() + SECOND_NS // self.hz
             self._armed = True
+            self._set_timer(self._due_ns - SECOND_NS // self.hz)
 
     def disarm(self) -> None:
         """Hold the timer: an armed one outlives `exec`, and kills an interpreter that ends."""
@@ -151,18 +155,27 @@ class CpuSampler:
     def stand_in(self) -> int:
         """Sample the other threads, from the agent's own, when the main one cannot: it waits in C.
 
-        Returns after how many nanoseconds to come again.
+        No signal ends its wait for a lock, as for a pool's task: the C library begins that anew. Returns
+        after how many nanoseconds to come again.
         """
-        if not self._armed or not self.account.lanes:
+        account = self.account
+        if not self._armed or not account.lanes:
             return _SELDOM_NS
         used, period = time.process_time_ns(), SECOND_NS // self.hz
-        if used - self._process_ns <= _WAITS_PERIODS * period:
+        if used - self._due_ns >= period:
+            mains = time.clock_gettime_ns(self._main_clock) - account.settled_ns
+            with account.lock:
+                taken = self._take_lanes(self.samples.now(), mains)
+            if taken:
+                add("samples")
+                self._looks = min(self._looks + _LOOKS, _MOST_LOOKS)
+                # Where it computes in C, its own sample stays due: of the line that it does so on.
+                if mains * self.hz < _HALF_NS:
+                    self._sampled(used, period)
+        if not self._looks:
             return _OFTEN_NS
-        add("samples")
-        with self.account.lock:
-            self._process_ns = used
-            self._take_lanes(self.samples.now(), 0)
-        return period
+        self._looks -= 1
+        return max(period, period - (used - self._due_ns))
 
     def settle_own(self) -> int:
         """Write down what the agent's own thread used, on that thread; returns it."""
@@ -190,8 +203,10 @@ class CpuSampler:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         used = time.process_time_ns()
-        if used < self._due_ns or not self._armed:
-            own(_EARLY_NS)
+        if not self._armed:
+            pass
+        elif used < self._due_ns:
+            guarded(self._wait, used)
         else:
             # A collection that our own few objects set off would be the application's, in our time.
             collecting = gc.isenabled()
@@ -206,9 +221,7 @@ class CpuSampler:
             previous(number, frame)
 
     def _sample(self, frame: FrameType | None, used: int) -> None:
-        period = SECOND_NS // self.hz
-        self._due_ns = max(self._due_ns + period, used - _CATCH_UP_PERIODS * period)
-        self._process_ns = used
+        self._sampled(used, SECOND_NS // self.hz)
         account = self.account
         weight = account.settle()
         began = account.settled_ns
@@ -227,9 +240,23 @@ class CpuSampler:
         if self.wakeups is not None:
             self.wakeups.drop_ours()
         add("samples")
+        self._set_timer(used)
         took = time.thread_time_ns() - began
         own(took)
         self.longest_ns = max(self.longest_ns, took)
+
+    def _wait(self, used: int) -> None:
+        own(_EARLY_NS)
+        add("early_signals")
+        self._set_timer(used)
+
+    def _set_timer(self, used: int) -> None:
+        signal.setitimer(
+            signal.ITIMER_PROF, max(self._due_ns - used, _SHORTEST_NS) / SECOND_NS, _SPARE_PERIODS / self.hz
+        )
+
+    def _sampled(self, used: int, period: int) -> None:
+        self._due_ns = max(self._due_ns + period, used - _CATCH_UP_PERIODS * period)
 
     def _take_main(self, table: Table, frame: FrameType | None, weight: int, locked: bool) -> None:
         request = current()

@@ -275,3 +275,19 @@ def process_cpu_ns(pid: int) -> int:
     """Return the CPU that a process used, ended threads included, in steps of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+class Cores:
+    """The machine's cores, since this was made."""
+
+    def __init__(self) -> None:
+        self._at = self._times()
+
+    def idle(self) -> float:
+        """Return the share of their time in which they had nothing to do."""
+        passed = [now - then for now, then in zip(self._times(), self._at, strict=True)]
+        return sum(passed[3:5]) / max(1, sum(passed))
+
+    def _times(self) -> list[int]:
+        line, _, _ = Path("/proc/stat").read_text().partition("\n")
+        return [int(field) for field in line.split()[1:9]]  # guests' time is in the first two already
