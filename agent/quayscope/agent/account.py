@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 from quayscope.agent.context import CURRENT, Request, current
 from quayscope.agent.early import allocate_lock, get_ident, get_native_id
-from quayscope.agent.faults import add, guarded, own
+from quayscope.agent.faults import add, fault, guarded, own
 from quayscope.agent.turns import Turns
 
 __all__ = ["CpuAccount", "Lane"]
@@ -131,7 +131,10 @@ class CpuAccount:
             add("greenlets_lost")
 
     def _switched(self, event: str, arguments: Any) -> None:
-        guarded(self._turn, arguments[1])
+        try:  # guarded in place: this is called at every switch
+            self._turn(arguments[1])
+        except Exception as error:  # noqa: BLE001 - the border to somebody else's process
+            guarded(fault, error)
         if self._previous_trace is not None:
             self._previous_trace(event, arguments)
 
@@ -139,7 +142,7 @@ class CpuAccount:
         # The context is the next greenlet's already.
         if not self.running:
             return
-        # As `_charge`, in place: this is called at every switch.
+        # As `_charge`, in place.
         request, passed = self._request, self.settle()
         if request is None or request.ended:
             self.nobodys_ns += passed

@@ -32,10 +32,10 @@ LATE_PERIODS = 5
 _HALF_NS = 500_000_000
 """Half a period, times the rate: who used less since the last sample is left for the next one."""
 _SPARE_PERIODS = 5
-"""The timer is set for each sample anew, and its interval is for the case that this fails. The kernel looks at
-its timers at the clock's ticks alone, and counts what a process used by them: of one that runs a millisecond
-at a time an interval of one period misses a third. So the next signal is asked for as early as its sample is
-due by the CPU's own clock, and a sample that came late has the next one come early."""
+"""The timer is set for each sample anew, and its interval is for the case that this fails. The kernel looks
+at its timers at the clock's ticks alone, and counts what a process used by them: of one that runs a
+millisecond at a time an interval of one period misses a third. So the next signal is asked for when its
+sample is due by the CPU's own clock: after a late sample the next one comes the earlier."""
 _SHORTEST_NS = 100_000
 _EARLY_NS = 1_500
 """What a signal costs that came before a sample was due: too little to be measured each time."""

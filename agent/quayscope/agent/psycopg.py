@@ -147,7 +147,12 @@ def _execute(base: Any, timer: StallTimer) -> Callable[..., Any]:
         call = None
         if timer.running:
             try:
-                call, query = _prepare(timer, self, query, vars is not None)
+                statement = timer.known.get(query) if type(query) is str and self.name is None else None
+                if statement is not None:
+                    call, comment = timer.prepare(statement, vars is not None)
+                    query = comment + query
+                else:
+                    call, query = _prepare(timer, self, query, vars is not None)
             except Exception as error:  # noqa: BLE001 - the border to somebody else's process
                 guarded(fault, error)
         try:
@@ -203,7 +208,7 @@ def _prepare(timer: StallTimer, cursor: Any, query: Any, parameters: bool) -> tu
         return None, query
     if not text or text.isspace():
         return None, query
-    call, comment = timer.prepare(text, parameters=parameters)
+    call, comment = timer.prepare(timer.known.get(text) or timer.learn(text), parameters)
     if cursor.name is not None:
         cursor.__dict__[_STATEMENT] = call[0].text
     return call, comment.encode() + query if encoded else comment + query

@@ -73,7 +73,8 @@ class StallTimer:
         self._turns = turns
         self._comment = comment
         self.stalls: Slots[tuple[About, str, Stack], list[int]] = Slots(length)
-        self._known: dict[str, Statement] = {}
+        self.known: dict[str, Statement] = {}
+        """By text as it was sent, without our comment."""
         self._by_text: dict[str, Statement] = {}
         self._until_timing = STATEMENTS_A_TIMING
         self.statements = 0
@@ -87,11 +88,11 @@ class StallTimer:
             if len(self._by_text) >= MAX_KNOWN:
                 self.flush(everything=True)
                 self._by_text.clear()
-                self._known.clear()
+                self.known.clear()
             found = self._by_text[text] = Statement(text)
         return found
 
-    def prepare(self, text: str, *, parameters: bool) -> tuple[Call, str]:
+    def prepare(self, statement: Statement, parameters: bool) -> tuple[Call, str]:
         """Begin a call with a statement; returns it, and the comment to send in front ("": none).
 
         `parameters`: the driver will put some in, and so takes `%%` for `%`. Written in one piece: after
@@ -99,7 +100,6 @@ class StallTimer:
         """
         self._until_timing -= 1
         timing = 0 if self._until_timing > 0 else time.thread_time_ns()
-        statement = self._known.get(text) or self._learn(text)
         request = CURRENT.get()
         comment = ""
         if request is not None and self._comment and not request.ended:
@@ -174,17 +174,18 @@ class StallTimer:
         """In a child of the worker: gather nothing."""
         self.running = False
         self.stalls.clear()
-        self._known.clear()
+        self.known.clear()
         self._by_text.clear()
 
-    def _learn(self, text: str) -> Statement:
+    def learn(self, text: str) -> Statement:
+        """Return the statement that a text is; to be called where `known` has none."""
         shape = normalize(text if len(text) <= LONGEST_STATEMENT else text[:LONGEST_STATEMENT])
         found = self.named(shape.text)
         found.head = comment_head(shape.fingerprint)
         if len(text) <= LONGEST_KNOWN:
-            if len(self._known) >= MAX_KNOWN:
-                self._known.clear()
-            self._known[text] = found
+            if len(self.known) >= MAX_KNOWN:
+                self.known.clear()
+            self.known[text] = found
         return found
 
     def _new_tally(self, statement: Statement, endpoint: Endpoint | None) -> _Tally:

@@ -31,7 +31,7 @@ from flask import Flask  # noqa: E402
 from werkzeug.test import EnvironBuilder  # noqa: E402
 
 from bench.agent import app as bench_app  # noqa: E402
-from quayscope.agent import bootstrap  # noqa: E402
+from quayscope.agent import bootstrap, faults  # noqa: E402
 from quayscope.agent.psycopg import patch_psycopg2  # noqa: E402
 from quayscope.agent.settings import Settings  # noqa: E402
 from quayscope.agent.worker import WorkerAgent  # noqa: E402
@@ -109,14 +109,16 @@ class Alone:
 
         def take(number: int) -> None:
             for table, due, pieces in zip(took, (0, 0, _FAR_NS), (_PIECES, 0, _PIECES), strict=True):
+                self._quiet()  # each signal sets the timer for the next
                 _work(number, pieces)
-                sampler._due_ns = due
+                sampler._due_ns = due or time.process_time_ns()
                 table.append(_thread_ns(_signal) - nothing)
 
         with self._request():
             # The stack is made anew each time: who walks one for the first time makes its frame objects.
             for number in range(self._rounds * 12):
                 _at_depth(DEPTH - _depth(), take, number)
+        self._quiet()
         sample, hot, early_signal = (statistics.median(table) / 1e3 for table in took)
         return sample, hot, early_signal
 
@@ -230,6 +232,8 @@ class Alone:
         bench_app._connections[:] = [self._timed_connection]
         writes: list[int] = []
         threads: list[float] = []
+        early_signals: list[float] = []
+        faults.take()
         rows = 0
         for _ in range(max(2, self._rounds // 2)):
             self.agent._cpu.arm()
@@ -242,6 +246,10 @@ class Alone:
             passed = (time.perf_counter_ns() - began) / 1e9
             threads.append((_threads_ns(ours) - before) / passed)
             self._quiet()
+            counted = faults.take()
+            early_signals.append(counted.get("early_signals", 0) / passed)
+            for name, count in counted.items():
+                faults.add(name, count)
             gevent.sleep(1.05 - time.time() % 1.0)
             writes.append(_thread_ns(self._write))
             rows = max(rows, self.agent._writer.connections)
@@ -256,6 +264,7 @@ class Alone:
             "us_first_write": writes[0] / 1e3,
             "us_own_thread_busy_second": statistics.median(threads) / 1e3,
             "us_own_thread_idle_second": idle / 1e3,
+            "early_signals_a_second": statistics.median(early_signals),
         }
 
     def _write(self) -> None:

@@ -28,7 +28,6 @@ from bench.agent.switching import (
 )
 from integration.agent.attribution import of_agent, of_pyroscope
 from integration.agent.push_receiver import PushReceiver
-from quayscope.agent.cpu import TIMER_SHARE
 from quayscope.agent.settings import AGENT, MAX_OVERHEAD, SERVICE_NAME, SOCKET
 from quayscope.relay import Relay
 
@@ -38,10 +37,6 @@ TURNS_A_REQUEST = 10
 """Greenlet switches: to and from the hub at each wait, and at the request's begin and end."""
 REQUEST_US = 20_000
 HZ = 100
-_COARSE_CLOCK = 6  # CLOCK_MONOTONIC_COARSE: as fine as the kernel's tick (linux, time.h)
-TIMER_HZ = min(1 / time.clock_getres(_COARSE_CLOCK), HZ / TIMER_SHARE)
-"""Signals of the agent's timer a CPU second: it asks for one each so many periods, and gets none oftener than
-the kernel's clock ticks. 100 of them become samples."""
 _ALONE_TIMEOUT_S = 300.0
 _QUIET_S = 2.5
 """After that the last second of the load is written."""
@@ -185,7 +180,7 @@ def _alone(given: Given, socket: Path) -> dict[str, float]:
     if done.returncode:
         raise RuntimeError(f"measuring alone failed: {done.stderr.decode(errors='replace')}")
     found: dict[str, float] = json.loads(done.stdout)
-    second = found["us_per_sample"] * HZ + found["us_per_early_signal"] * (TIMER_HZ - HZ)
+    second = found["us_per_sample"] * HZ + found["us_per_early_signal"] * found["early_signals_a_second"]
     second += found["us_per_write"] + found["us_own_thread_busy_second"]
     found["us_per_request"] = (
         found["us_per_border"]
