@@ -70,9 +70,12 @@ def test_all_cpu_is_seen(
 
 
 def test_stalls_are_what_the_application_saw(serve: Serve, relay: Relay, kept: Kept, full: bool) -> None:
-    """Statements, a CPU hog and a call that blocks: within 2 % of the truth, each on its endpoint."""
+    """Statements, a CPU hog and a call that blocks: within 2 % of the truth, each on its endpoint.
+
+    After a quiet minute the first wait may go unseen, once: it is counted, without a stack.
+    """
     gunicorn = serve("--preload", application=APP)
-    paths = ["/statements/20", "/hog/200", "/block/200", "/nap/30", "/small/x"]
+    paths = ["/statements/20", "/hog/200", "/block/200", "/nap/80", "/small/x"]
     keep_asking(gunicorn, paths, 5, 60 if full else 8)
     true = {(row[0], row[1]): row[2] for row in gunicorn.json("/account")["blocked"]}
     assert gunicorn.stop() == 0
@@ -84,16 +87,22 @@ def test_stalls_are_what_the_application_saw(serve: Serve, relay: Relay, kept: K
         found[key] = found.get(key, 0) + delay
         stacks.setdefault(key, set()).update(frame.function for frame in stack)
     waiting = kept.sums("quayscope.hub.waiting", "endpoint")
-    for key, nanoseconds in true.items():
-        print(f"{key}: {found.get(key, 0) / nanoseconds:.4f} of {nanoseconds / 1e9:.3f} s")
-    print(f"others waited, in request-seconds: {waiting}")
-    for key, nanoseconds in true.items():
-        assert abs(found[key] / nanoseconds - 1) < 0.02, key
+    elsewhere = 0
+    for (endpoint, what), nanoseconds in true.items():
+        all_found = sum(found.get((endpoint, leaf), 0) for leaf in {what, *(HUB if what in HUB else ())})
+        elsewhere += all_found - found[endpoint, what]
+        print(f"{endpoint} {what}: {all_found / nanoseconds:.4f} of {nanoseconds / 1e9:.3f} s")
+        assert abs(all_found / nanoseconds - 1) < 0.02, (endpoint, what)
+    print(f"others waited, in request-seconds: {waiting}; without their stack {elsewhere / 1e6:.0f} ms")
+    assert elsewhere < 0.3e9  # one of those of 200 ms, not two
     assert "long_statement" in stacks["GET /statements/<int:times>", "long"]
     assert "long_statement" not in stacks["GET /statements/<int:times>", "short"]
     assert "hog" in stacks["GET /hog/<int:milliseconds>", "cpu"]
     assert "block" in stacks["GET /block/<int:milliseconds>", "wait"]
-    assert not any(endpoint.startswith("GET /nap") for endpoint, _ in found)
+    # A nap keeps nobody; a worker that others took the core from in one does, and says so.
+    nap = "GET /nap/<int:milliseconds>"
+    kept_by_naps = sum(delay for (endpoint, _), delay in found.items() if endpoint == nap)
+    assert kept_by_naps < 0.1 * 80e6 * kept.requests()[nap, 200]
     # Five clients, of which one is served: up to four were in the worker's hands and waited.
     assert 0 < waiting["GET /block/<int:milliseconds>"] <= 4.0 * sum(true.values()) / 1e9
     assert kept.counts().get("faults", 0) == 0
@@ -104,4 +113,6 @@ WHAT = {
     "select pg_sleep(?) as long": "long",
     "Hub:cpu": "cpu",
     "Hub:blocked": "wait",
+    "Hub:unseen": "unseen",
 }
+HUB = frozenset(("cpu", "wait", "unseen"))
