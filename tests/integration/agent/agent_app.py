@@ -176,8 +176,11 @@ def signals_waiting() -> int:
     """Return how many signals lie in the pipe that this worker has them written to."""
     from gunicorn.workers.base import Worker
 
-    (worker,) = (found for found in gc.get_objects() if isinstance(found, Worker))
-    waiting = fcntl.ioctl(worker.PIPE[0], termios.FIONREAD, b"\0\0\0\0")
+    # Those of workers forked before this one are here too, and never began. By type: a proxy asked for
+    # its class may have no object behind it.
+    workers = [found for found in gc.get_objects() if issubclass(type(found), Worker)]
+    (pipe,) = (worker.PIPE for worker in workers if worker.PIPE)
+    waiting = fcntl.ioctl(pipe[0], termios.FIONREAD, b"\0\0\0\0")
     return int.from_bytes(waiting, sys.byteorder)
 
 
