@@ -189,8 +189,8 @@ def compare(running: Running, kept: Kept, ended: dict[int, int]) -> None:
     assert sampled <= set(ended), "the master or a helper was profiled"
     for pid, burned in running.burned.items():
         profiled = sum(kept.cpu(pid).values())
-        # A helper's CPU would be 100 ms more than the worker has used.
-        assert profiled <= ended[pid] * 1.03 + 20e6, (pid, profiled, ended[pid], kept.counts())
+        # A helper's CPU would be 100 ms more than the worker has used; its last words come after the note.
+        assert profiled <= ended[pid] * 1.03 + 50e6, (pid, profiled, ended[pid], kept.counts())
         assert profiled >= burned * 0.9 - 10e6, (pid, profiled, burned, kept.counts())
     assert kept.counts().get("faults", 0) == 0
     assert kept.counts("quayscope.relay.").get("malformed", 0) == 0
