@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -21,7 +22,9 @@ HEADERS = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-00", "baggage": "x=1, ru
 def test_stalls_are_measured(serve: Serve, relay: Relay, kept: Kept, tracing: str) -> None:
     """Sleeps in the database are measured, with statement, stack, endpoint, run and phase."""
     gunicorn = serve("--preload", environment={"QUAYSCOPE_TRACING": tracing})
+    began = time.monotonic_ns()
     assert gunicorn.get_often("/sleep/0.05", 20, HEADERS) == [200] * 20
+    asked = time.monotonic_ns() - began
     assert gunicorn.stop() == 0
     relay.close(5.0)
     slept = connected = committed = calls = 0
@@ -37,7 +40,7 @@ def test_stalls_are_measured(serve: Serve, relay: Relay, kept: Kept, tracing: st
             slept, calls = slept + delay, calls + count
         connected += count if statement.function == "[connect]" else 0
         committed += count if statement.function == "commit" else 0
-    assert 1.0e9 < slept < 1.3e9  # a busy machine wakes late; how exact it is, is another test's affair
+    assert 1.0e9 < slept < asked  # a busy machine wakes late; how exact it is, is another test's affair
     assert (calls, connected, committed) == (20, 20, 20)
     counts = kept.counts()
     assert (counts["statements"], counts["connections"], counts.get("faults", 0)) == (40, 20, 0)
