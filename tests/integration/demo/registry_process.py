@@ -48,7 +48,7 @@ def environment(dsn: str, directory: Path, weak: str) -> dict[str, str]:
 def run_program(name: str, told: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one of the registry's programs to its end."""
     command = [sys.executable, "-m", f"quayscope.load.demo.registry.{name}"]
-    return subprocess.run(command, env=dict(told), capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, env=dict(told), capture_output=True, text=True, timeout=120, check=False)
 
 
 class RegistryProcess:
