@@ -72,6 +72,7 @@ class CpuAccount:
         self.lanes: dict[int, Lane] = {}
         self._own: Lane | None = None
         self.main_ident = 0
+        self._main_clock = 0
         self.running = False
         self.exact = False
         self.nobodys_ns = 0
@@ -90,6 +91,7 @@ class CpuAccount:
     def start(self) -> None:
         """Begin on the main thread."""
         self.main_ident = get_ident()
+        self._main_clock = Lane().clock
         self.settled_ns = time.thread_time_ns()
         self._process_ns, self._main_ns, self._others_ns = time.process_time_ns(), 0, 0
         self._request = current()
@@ -179,6 +181,10 @@ class CpuAccount:
                 self._main_ns += now - before
                 return now - before
 
+    def mains_ns(self) -> int:
+        """Return the main thread's CPU since its clock was last read, on any thread."""
+        return max(0, time.clock_gettime_ns(self._main_clock) - self.settled_ns)
+
     def begin(self, request: Request) -> None:
         """Note that a request begins, on its own greenlet or thread: the CPU up to now was not its own."""
         if not self.running:
@@ -244,9 +250,21 @@ class CpuAccount:
             self._own = Lane()
         return self.settle_lane(self._own)
 
+    def lay_down_all(self) -> None:
+        """At the end: what the other threads used up to now is their requests'; the lock must be held."""
+        for lane in self.lanes.values():
+            self._lay_down(lane)
+
     def settle_others(self) -> int:
         """Return the CPU of all threads that are no lanes, from a millisecond on; the lock must be held."""
         other = time.process_time_ns() - self._process_ns - self._main_ns - self._others_ns
+        if other < _LEAST_OTHER_NS:
+            return 0
+        # Of threads that are known this is the part since their clocks were last read: it comes with the next
+        # reading, and would be counted twice here (20 ms of each worker were).
+        other -= self.mains_ns() + sum([lane.waiting() or 0 for lane in self.lanes.values()])
+        if self._own is not None:
+            other -= self._own.waiting() or 0
         if other < _LEAST_OTHER_NS:
             return 0
         self._others_ns += other

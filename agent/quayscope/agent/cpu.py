@@ -70,7 +70,6 @@ class CpuSampler:
         self._previous: Handler = None
         self._armed = False
         self._due_ns = 0  # when the next sample is, by the process's clock
-        self._main_clock = 0
         self._looks = 0
         self.hz = hz
         self.longest_ns = 0
@@ -82,7 +81,6 @@ class CpuSampler:
     def start(self) -> None:
         """Arm the timer. An earlier handler of the signal is kept and still called."""
         self.account.start()
-        self._main_clock = Lane().clock
         self._previous = signal.signal(signal.SIGPROF, self._signalled)
         signal.siginterrupt(signal.SIGPROF, False)
         self.running = True
@@ -163,7 +161,7 @@ class CpuSampler:
             return _SELDOM_NS
         used, period = time.process_time_ns(), SECOND_NS // self.hz
         if used - self._due_ns >= period:
-            mains = time.clock_gettime_ns(self._main_clock) - account.settled_ns
+            mains = account.mains_ns()
             with account.lock:
                 taken = self._take_lanes(self.samples.now(), mains)
             if taken:
@@ -186,7 +184,10 @@ class CpuSampler:
 
     def flush(self, *, everything: bool) -> None:
         """Give up waiting for samples of endpoints that had CPU some seconds ago: write it where it was."""
-        with self.account.lock:
+        account = self.account
+        with account.lock:
+            if everything:
+                account.lay_down_all()
             for waiting in [name for name, held in self._unsampled.items() if is_over(held[1], everything)]:
                 nanoseconds, since = self._unsampled.pop(waiting)
                 table = self.samples.at(since * SECOND_NS)
@@ -195,11 +196,12 @@ class CpuSampler:
             if len(self._stacks) > MAX_KEYS:
                 self._stacks.clear()
             if everything:
-                account = self.account
                 rest = account.nobodys_ns + account.lanes_nobodys_ns + account.settle()
                 account.nobodys_ns = account.lanes_nobodys_ns = 0
                 add_to(table, (None, BETWEEN_SAMPLES), rest, 0)
-                self._take_lanes(table, 0)
+                other = account.settle_others()
+                if other:
+                    add_to(table, (None, OTHER_THREADS), other, 0)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         used = time.process_time_ns()

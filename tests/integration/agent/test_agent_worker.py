@@ -171,7 +171,8 @@ def test_threads_work_for_their_request(serve: Serve, relay: Relay, kept: Kept, 
     )
     assert work > 0.3e9
     assert 0.39e9 < kept.cpu()["GET /threads/<int:milliseconds>"] < 0.5e9
+    # What a thread uses before it is known, and after: a tenth of a millisecond each.
     others = sum(
         v[1] for stack, _, v in kept.samples("process_cpu") if stack[0].function == "[other threads]"
     )
-    assert others < 0.02e9
+    assert others < 0.01e9
