@@ -25,7 +25,7 @@ _AGAIN_S = 5.0
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120 - may lie in an archive
 _CODE = (
     "import sys; sys.path[:] = [path for path in sys.path if path] + [{root!r}]; "
-    "from quayscope.relay.helper import main; main()"
+    "from quayscope.relay.program import main; main()"
 )
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 

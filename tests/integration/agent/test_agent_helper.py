@@ -33,7 +33,7 @@ def helpers(socket: Path) -> list[int]:
                 command = (entry / "cmdline").read_bytes()
                 environment = (entry / "environ").read_bytes()
                 if (
-                    b"quayscope.relay.helper" in command
+                    b"quayscope.relay.program" in command
                     and f"QUAYSCOPE_SOCKET={socket}".encode() in environment
                 ):
                     found.append(int(entry.name))

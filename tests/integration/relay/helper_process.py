@@ -22,7 +22,7 @@ ROOT = Path(quayscope.relay.__path__[0]).parents[1]
 KEEPER = Path(__file__).with_name("keeper.py")
 SECOND = 10**9
 _PATH = f"import sys; sys.path[:] = [p for p in sys.path if p] + [{str(ROOT)!r}]; "
-AS_STARTED = _PATH + "from quayscope.relay.helper import main; main()"
+AS_STARTED = _PATH + "from quayscope.relay.program import main; main()"
 DEADLINE_S = 20.0
 
 
@@ -55,8 +55,8 @@ class HelperProcess:
         self.log_file = directory / "agent.sock.log"
         code = AS_STARTED
         if idle_s is not None or before:
-            patched = "" if idle_s is None else f"helper.IDLE_S = {idle_s}; "
-            code = f"{_PATH}from quayscope.relay import helper; {before}{patched}helper.main()"
+            patched = "" if idle_s is None else f"program.IDLE_S = {idle_s}; "
+            code = f"{_PATH}from quayscope.relay import program; {before}{patched}program.main()"
         self._keeper = subprocess.Popen(
             [sys.executable, KEEPER, interpreter, code, self.lock],
             stdin=subprocess.PIPE,

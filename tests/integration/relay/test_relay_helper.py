@@ -205,18 +205,18 @@ def test_without_a_lock_it_serves_all_the_same(start: Start, lock: str) -> None:
 @pytest.mark.parametrize(
     "before",
     [
-        "helper._serve = lambda settings: 1 / 0; ",
-        "helper._serve = lambda settings: exit(3); ",
-        "helper.detach = lambda lock: 1 / 0; ",
-        "helper.read = lambda environment: 1 / 0; ",
-        "helper._watch = lambda *_: exit(4); ",
-        "helper.Relay._tell_workers = lambda self: 1 / 0; ",
+        "program._serve = lambda settings: 1 / 0; ",
+        "program._serve = lambda settings: exit(3); ",
+        "program.detach = lambda lock: 1 / 0; ",
+        "program.read = lambda environment: 1 / 0; ",
+        "program._watch = lambda *_: exit(4); ",
+        "program.Relay._tell_workers = lambda self: 1 / 0; ",
     ],
 )
 def test_no_fault_gives_another_code(start: Start, before: str) -> None:
     """Whatever raises, exits or ends a thread inside: nobody reaps a 3, a 4, or anything but 0."""
     helper = start(environment=NOWHERE, before=before)
-    if "helper.read" in before or "helper.detach" in before:
+    if "program.read" in before or "program.detach" in before:
         assert helper.spawn["code"] == 0
         return
     assert helper.ended()["code"] == 0

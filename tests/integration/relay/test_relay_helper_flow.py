@@ -32,7 +32,7 @@ def test_records_reach_a_collector(start: Start, collector: RunningCollector, ve
     helper = start(
         interpreter=interpreter(version),
         idle_s=0.5,
-        before="helper._REPORT_S = 0.5; ",
+        before="program._REPORT_S = 0.5; ",
         environment={
             "QUAYSCOPE_COLLECTOR": collector.http,
             "QUAYSCOPE_LABELS": f"namespace=quay, pod={trace}",

@@ -3,7 +3,7 @@
 A worker starts it where nobody listens on the socket:
 
     python -S -E -c "import sys; sys.path[:] = [p for p in sys.path if p] + [ROOT]
-    from quayscope.relay.helper import main; main()"
+    from quayscope.relay.program import main; main()"
 
 It needs the standard library alone, reads its settings from the environment (`settings`), and is nobody's
 child: the process that was started ends as soon as it lives (`detach`). It ends 10 s after the last worker.
