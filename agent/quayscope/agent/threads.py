@@ -2,13 +2,16 @@
 
 The kernel gives a process's timer signal to the thread that used the CPU, if it takes it; Python's handler
 then waits until the main thread runs again, which may sleep in `select` all the while (2 of 202 samples
-came). So the signal is blocked in every other thread, and wakes the main one.
+came). So the signal is blocked in every other thread, and wakes the main one. A child that such a thread
+forks has it back; a program that is started without a fork of Python's own (`subprocess`) begins with it
+blocked, as the kernel has it.
 
 A thread, and a task of a pool, works for the request that started it, until that request has ended.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from types import ModuleType
 from typing import Any, Callable
@@ -22,13 +25,28 @@ from quayscope.agent.hooks import after_import
 __all__ = ["follow_threads"]
 
 _STARTED_BY = "_quayscope_request"
+_blocked_in: set[int] = set()
+"""Threads that we keep the signal from, by `get_ident`."""
 
 
 def follow_threads(account: CpuAccount) -> None:
     """Follow threads of `threading`, and tasks of gevent's and the standard library's pools."""
+    os.register_at_fork(after_in_child=lambda: guarded(_let_through))
     after_import("threading", lambda module: _patch_threading(module, account))
     after_import("gevent.threadpool", lambda module: _patch_gevent(module, account))
     after_import("concurrent.futures.thread", lambda module: _patch_executor(module, account))
+
+
+def _keep_signal_away() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGPROF,))
+    _blocked_in.add(get_ident())
+
+
+def _let_through() -> None:
+    """In a child that this thread has forked: it may have a profiler of its own."""
+    if get_ident() in _blocked_in:
+        _blocked_in.clear()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF,))
 
 
 def _patch_threading(module: ModuleType, account: CpuAccount) -> None:
@@ -46,7 +64,7 @@ def _patch_threading(module: ModuleType, account: CpuAccount) -> None:
             return plain_run(self, *arguments, **named)
         finally:
             if entered:
-                guarded(account.leave)
+                guarded(_leave, account)
 
     thread_class.start = start
     thread_class._bootstrap_inner = _bootstrap_inner
@@ -66,9 +84,14 @@ def _enter(account: CpuAccount, request: Request | None) -> bool:
         if request is not None:
             account.begin(request)
         return False
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+    _keep_signal_away()
     account.take_up(request)
     return True
+
+
+def _leave(account: CpuAccount) -> None:
+    _blocked_in.discard(get_ident())
+    account.leave()
 
 
 def _patch_gevent(module: ModuleType, account: CpuAccount) -> None:
@@ -125,7 +148,7 @@ class _Task:
     def _begin(self) -> tuple[Request | None] | None:
         if get_ident() == self._account.main_ident:
             return None
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
+        _keep_signal_away()
         CURRENT.set(self._request)
         return (self._account.take_up(self._request),)
 

@@ -159,3 +159,64 @@ def test_the_signal_is_shared(body: str) -> None:
         timeout=30,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+IN_A_POOL = """
+import multiprocessing, subprocess
+from concurrent.futures import ThreadPoolExecutor
+from quayscope.agent.threads import follow_threads
+
+sampler.start()
+follow_threads(sampler.account)
+forking = multiprocessing.get_context("fork")
+
+def blocked():
+    return signal.SIGPROF in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+def die_of_your_own_timer():
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, 0.01)
+    burn(0.2)
+    os._exit(0)
+
+def fork():
+    pid = os.fork()
+    if not pid:
+        die_of_your_own_timer()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def fork_by_multiprocessing():
+    process = forking.Process(target=die_of_your_own_timer)
+    process.start()
+    process.join()
+    return process.exitcode
+
+ASK = "import signal; exit(signal.SIGPROF in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+ASKING = [sys.executable, "-c", ASK]
+
+def spawn():
+    pid = os.posix_spawn(sys.executable, ASKING, os.environ)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+pool = ThreadPoolExecutor(1)
+there = lambda work: pool.submit(work).result()
+assert there(blocked) and not blocked()
+assert (there(fork), there(fork_by_multiprocessing)) == (-signal.SIGPROF, -signal.SIGPROF)
+assert there(blocked)
+for start in (lambda: subprocess.call(ASKING), spawn):
+    assert (start(), there(start)) == (0, 1)
+assert there(lambda: subprocess.call(ASKING, preexec_fn=int)) == 0
+sampler.stop()
+"""
+
+
+def test_a_pools_children_have_the_signal_back() -> None:
+    """What a pool's thread forks may profile itself; a program it starts has the signal as the thread has."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT + IN_A_POOL],  # of forks where there are threads
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT / "agent")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
