@@ -134,7 +134,7 @@ def _start(worker: Any) -> None:
     import atexit
 
     from quayscope.agent.execs import around_exec
-    from quayscope.agent.helper import find_socket
+    from quayscope.agent.launch import find_socket
     from quayscope.agent.psycopg import patch_psycopg2
     from quayscope.agent.worker import WorkerAgent
 

@@ -18,7 +18,7 @@ from quayscope.agent.cpu import CpuSampler
 from quayscope.agent.faults import guarded
 from quayscope.agent.frames import Stacker
 from quayscope.agent.governor import Governor
-from quayscope.agent.helper import Helper
+from quayscope.agent.launch import Helper
 from quayscope.agent.memory import start_memory
 from quayscope.agent.records import RecordWriter
 from quayscope.agent.requests import RequestCounter
