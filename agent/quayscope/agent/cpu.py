@@ -83,6 +83,8 @@ class CpuSampler:
         self.account.start()
         self._previous = signal.signal(signal.SIGPROF, self._signalled)
         signal.siginterrupt(signal.SIGPROF, False)
+        # A program that was started from a thread which had it blocked begins with it blocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF,))
         self.running = True
         self.arm()
 

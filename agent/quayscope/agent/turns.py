@@ -153,15 +153,16 @@ class Turns:
         others = max(0, self.in_flight - (request is not None and not request.ended))
         at = self._began_ns
         looks = list(self._looks)
-        if not looks and self._sampled[0] == self.number:
-            # A sample of the CPU profile was taken in it: that is a look too.
+        computed = cpu_ns - self._cpu_began_ns
+        if not looks and self._sampled[0] == self.number and 2 * computed >= left:
+            # It computed, and a sample of the CPU profile was taken in it: that is a look too.
             self._add(request, self._sampled[1].marked(CPU_BOUND), left, 1, others)
             return
         if not looks or not looks[0].on_cpu:
             self._wary_until_ns = at + length + _WARY_NS
         if not looks:
             self._add(request, UNSEEN, left, 1, others)
-            self.blocked_ns += max(0, left - (cpu_ns - self._cpu_began_ns))
+            self.blocked_ns += max(0, left - computed)
             return
         for number, look in enumerate(looks):
             if number == len(looks) - 1:
