@@ -27,11 +27,11 @@ __all__ = [
 
 MAX_DEPTH = 256
 """Frames of a stack, counted from the leaf; deeper ones are cut and marked."""
-MAX_STACKS = 1_024
+MAX_STACKS = 256
 """Stacks remembered, so that one that comes again is the same object; about 2 kB each."""
 MAX_CODES = 50_000
 """Distinct functions remembered; a service has some thousands."""
-MAX_PIECES = 2_048
+MAX_PIECES = 512
 """Pieces of stacks that are kept as they are written, about 600 bytes each."""
 _DEPTHS = range(MAX_DEPTH)
 _PIECE = 8
