@@ -140,8 +140,6 @@ class CpuSampler:
     def check(self) -> None:
         """Notice what others took from us: the signal, the timer, the greenlets' trace function."""
         self.account.check()
-        if self.wakeups is not None and not self.wakeups.intact():
-            self.wakeups = None
         if not self._armed:
             return
         if signal.getsignal(signal.SIGPROF) != self._signalled:

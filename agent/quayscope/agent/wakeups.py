@@ -24,7 +24,12 @@ class Wakeups:
         self._inode = _inode(self._read)
 
     def drop_ours(self) -> None:
-        """Take the timer's numbers out of the pipe; others' stay, in their order."""
+        """Take the timer's numbers out of the pipe; others' stay, in their order.
+
+        Never waits, and leaves alone what is not that pipe any more.
+        """
+        if not self.intact():
+            return
         try:
             found = os.read(self._read, _READ_BYTES)
         except BlockingIOError:
@@ -34,8 +39,8 @@ class Wakeups:
             os.write(self._write, others)
 
     def intact(self) -> bool:
-        """Whether it still is the same pipe: a closed one's number may have become somebody else's."""
-        return self._inode != 0 and _inode(self._read) == self._inode
+        """Whether it still is the same pipe, non-blocking: numbers are given to others again."""
+        return self._inode != 0 and _inode(self._read) == self._inode and not os.get_blocking(self._read)
 
 
 def _inode(descriptor: int) -> int:

@@ -207,11 +207,15 @@ def test_others_signals_stay_in_the_servers_pipe() -> None:
         os.write(ends[1], bytes([signal.SIGPROF, signal.SIGTERM, signal.SIGPROF, signal.SIGHUP]))
         wakeups.drop_ours()
         assert wakeups.intact()
+        os.set_blocking(ends[0], True)
+        wakeups.drop_ours()  # would wait for ever on what is read in vain, had it not looked
+        os.set_blocking(ends[0], False)
         assert os.read(ends[0], 10) == bytes([signal.SIGTERM, signal.SIGHUP])
     finally:
         for end in ends:
             os.close(end)
     assert not wakeups.intact()
+    wakeups.drop_ours()
 
 
 def border(began: Callable[[Request], None], finished: Callable[[Request], None]) -> Border:
