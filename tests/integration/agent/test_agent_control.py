@@ -26,7 +26,8 @@ def test_a_worker_does_what_it_is_told(serve: Serve, relay: Relay, kept: Kept) -
     until(lambda: "fp=" not in gunicorn.json("/seen/plain"), "statements go out as they are")
     counted = until(lambda: kept.requests(), "requests were counted")
     gunicorn.get_often("/light/x", 20)
-    time.sleep(2.2)  # two writes
+    written = len(kept.levels("hz"))
+    until(lambda: len(kept.levels("hz")) >= written + 2, "the worker has written twice")
     assert kept.requests().get(("GET /light/<name>", 200)) is None, counted
     end = time.time_ns() + 4_000_000_000
     relay.tell(WorkerSettings(on=True, hz=250, slot_ms=250, until_ns=end), pid)
