@@ -240,7 +240,7 @@ class CpuSampler:
             if locked:
                 account.lock.release()
         if self.wakeups is not None:
-            self.wakeups.drop_ours()
+            self.wakeups.signalled()
         add("samples")
         self._set_timer(used)
         took = time.thread_time_ns() - began

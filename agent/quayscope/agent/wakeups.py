@@ -14,14 +14,28 @@ __all__ = ["Wakeups"]
 
 _OURS = bytes([signal.SIGPROF])
 _READ_BYTES = 4_096
+_UNREAD = 64
+"""So many of our numbers may lie in a pipe that nobody reads: looking is a tenth of what a sample costs."""
 
 
 class Wakeups:
-    """A worker's pipe: (end to read, end to write), both non-blocking. Used on the main thread alone."""
+    """A worker's pipe: (end to read, end to write), both non-blocking. Used on the main thread alone.
 
-    def __init__(self, ends: tuple[int, int]) -> None:
+    `read` says that the worker's loop reads it, and so is woken by each number.
+    """
+
+    def __init__(self, ends: tuple[int, int], *, read: bool = False) -> None:
         self._read, self._write = ends
+        self._most = 1 if read else _UNREAD
+        self._written = 0
         self._inode = _inode(self._read)
+
+    def signalled(self) -> None:
+        """Note that the timer's number was written once more."""
+        self._written += 1
+        if self._written >= self._most:
+            self._written = 0
+            self.drop_ours()
 
     def drop_ours(self) -> None:
         """Take the timer's numbers out of the pipe; others' stay, in their order.

@@ -211,11 +211,24 @@ def test_others_signals_stay_in_the_servers_pipe() -> None:
         wakeups.drop_ours()  # would wait for ever on what is read in vain, had it not looked
         os.set_blocking(ends[0], False)
         assert os.read(ends[0], 10) == bytes([signal.SIGTERM, signal.SIGHUP])
+        for pipe, left in ((Wakeups(ends, read=True), 0), (Wakeups(ends), 36)):
+            for _ in range(100):
+                os.write(ends[1], bytes([signal.SIGPROF]))
+                pipe.signalled()
+            assert len(read_all(ends[0])) == left
     finally:
         for end in ends:
             os.close(end)
     assert not wakeups.intact()
     wakeups.drop_ours()
+
+
+def read_all(descriptor: int) -> bytes:
+    """Return what a pipe holds."""
+    try:
+        return os.read(descriptor, 1_000)
+    except BlockingIOError:
+        return b""
 
 
 def border(began: Callable[[Request], None], finished: Callable[[Request], None]) -> Border:
