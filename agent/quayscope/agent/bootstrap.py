@@ -162,8 +162,7 @@ def _loaded(worker: Any) -> None:
     if _agent is None:
         return
     if len(getattr(worker, "PIPE", ())) == 2:
-        # The sync worker alone selects on it: `run_for_one` is its loop (gunicorn/workers/sync.py).
-        guarded(lambda: _agent.signals_go_to(tuple(worker.PIPE), read=hasattr(worker, "run_for_one")))
+        guarded(_agent.signals_go_to, tuple(worker.PIPE))
     if _speaks_wsgi(worker):
         _serve(worker, _agent)
 

@@ -95,9 +95,9 @@ class WorkerAgent:
             guarded(self._start_tracing, application)
         guarded(start_memory, self._settings.memory, self._settings.service_name, {"role": self._role})
 
-    def signals_go_to(self, ends: tuple[int, int], *, read: bool) -> None:
-        """Keep our timer's signals out of a pipe that the server has them written to, and may read."""
-        self._cpu.wakeups = Wakeups(ends, read=read)
+    def signals_go_to(self, ends: tuple[int, int]) -> None:
+        """Keep our timer's signals from filling a pipe that the server has them written to."""
+        self._cpu.wakeups = Wakeups(ends)
 
     def before_exec(self) -> None:
         """Disarm: the timer would outlive this program, and kill the next."""

@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.workers import sync
 
 from quayscope.agent import faults, frames, psycopg, slots
 from quayscope.agent.border import Border
@@ -211,11 +212,10 @@ def test_others_signals_stay_in_the_servers_pipe() -> None:
         wakeups.drop_ours()  # would wait for ever on what is read in vain, had it not looked
         os.set_blocking(ends[0], False)
         assert os.read(ends[0], 10) == bytes([signal.SIGTERM, signal.SIGHUP])
-        for pipe, left in ((Wakeups(ends, read=True), 0), (Wakeups(ends), 36)):
-            for _ in range(100):
-                os.write(ends[1], bytes([signal.SIGPROF]))
-                pipe.signalled()
-            assert len(read_all(ends[0])) == left
+        for _ in range(100):
+            os.write(ends[1], bytes([signal.SIGPROF]))
+            wakeups.signalled()
+        assert len(os.read(ends[0], 1_000)) == 1 + 36
     finally:
         for end in ends:
             os.close(end)
@@ -223,12 +223,29 @@ def test_others_signals_stay_in_the_servers_pipe() -> None:
     wakeups.drop_ours()
 
 
-def read_all(descriptor: int) -> bytes:
-    """Return what a pipe holds."""
+def test_a_sync_worker_finds_what_it_was_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample between its `select` and its `read` leaves something to read: without, the worker dies."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    wakeups = Wakeups(ends)
+    plain = sync.select.select
+
+    def select_then_sample(*arguments: Any) -> Any:
+        ready = plain(*arguments)
+        wakeups.drop_ours()
+        return ready
+
+    monkeypatch.setattr(sync, "select", SimpleNamespace(select=select_then_sample))
+    worker = SimpleNamespace(PIPE=ends, wait_fds=[ends[0]], sockets=[], notify=lambda: None)
     try:
-        return os.read(descriptor, 1_000)
-    except BlockingIOError:
-        return b""
+        os.write(ends[1], bytes([signal.SIGPROF]) * 3)
+        assert sync.SyncWorker.wait(worker, 1.0) == [ends[0]]
+        with pytest.raises(BlockingIOError):
+            os.read(ends[0], 1)
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def border(began: Callable[[Request], None], finished: Callable[[Request], None]) -> Border:
