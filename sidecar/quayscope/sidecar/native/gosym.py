@@ -195,7 +195,10 @@ class GoTable:
         end = data.find(b"\0")
         if end == 0 or not data:
             raise MalformedElf("a function of Go's table has no name")
-        return data[:end].decode(errors="replace") if end > 0 else data.decode(errors="replace")
+        name = data[: end if end > 0 else None].decode(errors="replace")
+        # Type arguments as Go's own traces show them: of some functions the table does not have more.
+        first, last = name.find("["), name.rfind("]")
+        return f"{name[:first]}[...]{name[last + 1 :]}" if 0 <= first < last else name
 
     def _find_module(self) -> None:
         """Find the runtime's moduledata: where the code begins (1.26 says it nowhere else), and funcdata."""
