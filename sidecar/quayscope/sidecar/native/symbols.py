@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -11,6 +10,7 @@ from weakref import WeakKeyDictionary
 from quayscope.profile import Frame
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.debugfiles import debug_file, mini_debuginfo
+from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.demangle import demangle
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.gosym import GoTable
@@ -64,12 +64,15 @@ _UNMAPPED = Named((Frame("[unmapped]"),), False, False)
 class Symbols:
     """Frames for user addresses. Holds at most 60,000 addresses and 24 MB of tables.
 
+    With `debuginfod` what has no debug file here gets the fetched one's names once it has come.
     `unnamed` counts addresses that got no name, `malformed` tables and look-ups that contradicted
     themselves, beside the objects' own count. All but the counters belongs to one thread.
     """
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, debuginfod: Debuginfod | None = None) -> None:
         self._objects = objects
+        self._debuginfod = debuginfod
+        self._generation = 0
         self._spaces: WeakKeyDictionary[AddressSpace, dict[Mapping, _Names]] = WeakKeyDictionary()
         self._names: OrderedDict[Elf, _Names] = OrderedDict()
         self._unreadable: dict[str, _Names] = {}
@@ -84,6 +87,8 @@ class Symbols:
 
     def frames(self, space: AddressSpace, address: int) -> Named:
         """Return what an address of `space` stands for; never raises for what is found there."""
+        if self._debuginfod is not None and self._debuginfod.generation != self._generation:
+            self._take_arrived(self._debuginfod)
         mapping = space.find(address)
         if mapping is None:
             self.unnamed += 1
@@ -107,6 +112,15 @@ class Symbols:
         self._unreadable.clear()
         self._held = 0
 
+    def _take_arrived(self, debuginfod: Debuginfod) -> None:
+        self._generation = debuginfod.generation
+        arrived = set(debuginfod.arrived())
+        for names in self._names.values():
+            if names.elf is not None and names.elf.build_id in arrived:
+                self._held -= len(names.held)
+                names.held.clear()
+                names.forget()
+
     def _names_of(self, pid: int, path: str) -> _Names:
         elf = self._objects.of(pid, path)
         if elf is None:
@@ -115,7 +129,7 @@ class Symbols:
             return self._unreadable.setdefault(path, _Names(pid, path, None))
         names = self._names.get(elf)
         if names is None:
-            names = self._names[elf] = _Names(pid, path, elf)
+            names = self._names[elf] = _Names(pid, path, elf, self._debuginfod)
             if len(self._names) > _MAX_OBJECTS:
                 # Whoever still maps it keeps its names; a new space finds them anew.
                 self._names.popitem(last=False)
@@ -159,8 +173,9 @@ class Symbols:
 class _Names:
     """The names of one object, from wherever there are some; the tables are read when first needed."""
 
-    def __init__(self, pid: int, path: str, elf: Elf | None) -> None:
+    def __init__(self, pid: int, path: str, elf: Elf | None, debuginfod: Debuginfod | None = None) -> None:
         self.elf = elf
+        self._debuginfod = debuginfod
         self.held: dict[int, Named] = {}
         self._pid = pid
         self._path = path
@@ -249,13 +264,9 @@ class _Names:
             return [elf.functions]
         if not self._others_loaded:
             self._others_loaded = True
-            finders: tuple[Callable[[], Elf | None], ...] = (
-                lambda: debug_file(self._pid, self._path.removesuffix(" (deleted)"), elf),
-                lambda: mini_debuginfo(elf),
-            )
-            for find in finders:
+            for find in (self._debug_file, mini_debuginfo):
                 try:
-                    other = find()
+                    other = find(elf)
                 except MalformedElf:
                     self._broken += 1
                     continue
@@ -264,3 +275,9 @@ class _Names:
                     self._others.append(other.functions)
                     self._broken += other.flaws
         return [*self._others, elf.functions]
+
+    def _debug_file(self, elf: Elf) -> Elf | None:
+        found = debug_file(self._pid, self._path.removesuffix(" (deleted)"), elf)
+        if found is None and self._debuginfod is not None:
+            found = self._debuginfod.find(elf.build_id)
+        return found
