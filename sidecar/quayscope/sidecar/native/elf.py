@@ -208,6 +208,11 @@ class Elf:
                 return section
         return None
 
+    def is_compressed(self, name: str) -> bool:
+        """Return whether a section's bytes are packed: to be read by `content`."""
+        found = self._section(name)
+        return found is not None and bool(found.flags & _SHF_COMPRESSED)
+
     def content(self, name: str, most: int = _MAX_READ) -> bytes | None:
         """Return a section's bytes, decompressed, None where there is none; `most` bounds them.
 
