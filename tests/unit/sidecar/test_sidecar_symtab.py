@@ -68,7 +68,7 @@ def test_earlier_tables_win() -> None:
 def test_functions_without_a_size() -> None:
     """An assembly routine reaches to the next start that is known, and no further."""
     functions = FunctionTable([table(("routine", GLOBAL, FUNCTION, 0x100, 0))])
-    starts = Starts([0x80, 0x180])
+    starts = Starts([(0x180, 0), (0x80, 0)])
     assert name_at(functions, 0x17F, starts.before(0x17F)) == "routine"
     assert name_at(functions, 0x181, starts.before(0x181)) is None
     assert starts.before(0x7F) == -1

@@ -25,6 +25,8 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _COMPRESSION = struct.Struct("<IIQQ")
 _NOTE = struct.Struct("<III")
+# An entry of .eh_frame up to the length of its function, its pointers relative to where they stand.
+_FRAME_ENTRY = struct.Struct("<IIiI")
 _PT_LOAD = 1
 _PT_NOTE = 4
 _PT_GNU_EH_FRAME = 0x6474E550
@@ -276,11 +278,26 @@ class Elf:
         One that has no symbol (static, stripped) has an empty name and the start that its unwind entry
         gives; None where not even that is known.
         """
-        start = self.starts.before(address)
-        function = self.functions.at(address, start)
+        function = self.functions.at(address, self.starts.before(address))
         if function is not None:
             return Symbol(self.functions.name(function), function.address, function.size)
+        start = self.start_of(address)
         return Symbol("", start, 0) if start >= 0 else None
+
+    def start_of(self, address: int) -> int:
+        """Return the start of the function that holds a virtual address by its unwind entry, -1: none does.
+
+        An entry of the usual encoding says how long its function is; of another, the next start ends it.
+        """
+        start = self.starts.before(address)
+        entry = self.starts.entry_before(address)
+        offset = self.offset_of(entry) if entry else None
+        if start < 0 or offset is None or offset + _FRAME_ENTRY.size > self.size:
+            return start
+        _, _, relative, length = _FRAME_ENTRY.unpack(self._piece(offset, _FRAME_ENTRY.size, ".eh_frame"))
+        if entry + 8 + relative == start and address >= start + length:
+            return -1
+        return start
 
     @property
     def functions(self) -> FunctionTable:
@@ -310,7 +327,7 @@ class Elf:
     def cost(self) -> int:
         """What the tables read so far take in memory, in bytes."""
         functions = 0 if self._functions is None else self._functions.cost
-        return functions + (0 if self._starts is None else 8 * len(self._starts.addresses))
+        return functions + (0 if self._starts is None else self._starts.cost)
 
     def forget(self) -> None:
         """Drop the tables; they are read again when asked for."""

@@ -138,6 +138,7 @@ class ObjectNames:
             name = "" if symbol is None else table.name(symbol)
             if name:
                 return self._named((name,), "native", name in _ROOTS)
+        start = elf.start_of(address)
         if start < 0:
             return self.unknown
         if start <= elf.entry <= address and elf.starts.before(elf.entry) == start:
