@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import stat
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -44,8 +45,8 @@ class Objects:
     """Parsed ELF objects, one per build-id (else per device, inode and time of change).
 
     At most 128 are held, with one descriptor each; one that is let go stays readable for who still has it.
-    `malformed` counts files that are no ELF objects, `replaced` look-ups of a path at which another file
-    lies now than the process has mapped, and the mapped one could not be reached.
+    Any thread may ask. `malformed` counts files that are no ELF objects, `replaced` look-ups of a path at
+    which another file lies now than the process has mapped, and the mapped one could not be reached.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class Objects:
         self._files: OrderedDict[_FileKey, str | None] = OrderedDict()
         self._places: OrderedDict[tuple[int, str], tuple[_FileKey, str]] = OrderedDict()
         self._deleted = _DeletedMappings()
+        self._lock = threading.Lock()
         self.malformed = 0
         self.replaced = 0
 
@@ -62,10 +64,12 @@ class Objects:
         `path` is as /proc/PID/maps has it, also `[vdso]`. Of a process that has ended, only what was asked
         for while it lived is known.
         """
-        if path == VDSO:
-            return self._vdso()
-        if not path.startswith("/"):
-            return None
+        with self._lock:
+            if path == VDSO:
+                return self._vdso()
+            return self._of(pid, path) if path.startswith("/") else None
+
+    def _of(self, pid: int, path: str) -> Elf | None:
         place = (pid, path.removesuffix(_DELETED))
         try:
             descriptor = self._open(pid, path, place)
@@ -140,7 +144,8 @@ class Objects:
 
     def held(self) -> list[Elf]:
         """Return the objects held, the least lately used first."""
-        return list(self._held.values())
+        with self._lock:
+            return list(self._held.values())
 
     def _vdso(self) -> Elf | None:
         """Return the vDSO, which is no file: every process of a kernel has the same, so it is our own."""

@@ -155,7 +155,7 @@ def find_variable(entries: bytes, names: bytes, name: str) -> Symbol | None:
 
 
 class Starts:
-    """The starts of functions as virtual addresses, ascending, and those of their unwind entries (0: none)."""
+    """The starts of functions, ascending virtual addresses, and those of their unwind entries (0: none)."""
 
     def __init__(self, starts: Iterable[tuple[int, int]] = ()) -> None:
         pairs = sorted(starts)
