@@ -7,6 +7,7 @@ reach into its mounts, and past a package upgrade that replaced the file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import mmap
@@ -22,7 +23,7 @@ from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import read_maps
 
-__all__ = ["VDSO", "Objects"]
+__all__ = ["VDSO", "Objects", "open_regular"]
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +90,11 @@ class Objects:
         plain = place[1]
         with contextlib.suppress(OSError):
             if str(Path(f"/proc/{pid}/exe").readlink()).removesuffix(_DELETED) == plain:
-                return _open(f"/proc/{pid}/exe")
+                return open_regular(f"/proc/{pid}/exe")
         descriptor = -1
         if path == plain:
             with contextlib.suppress(FileNotFoundError):
-                descriptor = _open(f"/proc/{pid}/root{plain}")
+                descriptor = open_regular(f"/proc/{pid}/root{plain}")
         if descriptor >= 0:
             known = self._places.get(place)
             if known is not None and known[0] == _file_key(os.fstat(descriptor)):
@@ -107,16 +108,13 @@ class Objects:
         if descriptor >= 0:
             os.close(descriptor)
         try:
-            return _open(f"/proc/{pid}/map_files/{span[0]:x}-{span[1]:x}")
+            return open_regular(f"/proc/{pid}/map_files/{span[0]:x}-{span[1]:x}")
         except OSError:
             self.replaced += 1
             raise
 
     def _parsed(self, descriptor: int, place: tuple[int, str]) -> Elf | None:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            return None
-        key = _file_key(facts)
+        key = _file_key(os.fstat(descriptor))
         identity = self._files.get(key, "")
         elf = self._held.get(identity) if identity else None
         if identity == "" or (identity is not None and elf is None):
@@ -184,8 +182,18 @@ class _DeletedMappings:
         return self._spans.get(path)
 
 
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def open_regular(path: str) -> int:
+    """Return a descriptor of a file to read. Raises OSError, also for what is no regular file.
+
+    Looked at before it is opened: opening a pipe waits, and opening a device may do anything.
+    """
+    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC), path)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
 
 
 def _file_key(facts: os.stat_result) -> _FileKey:

@@ -27,9 +27,9 @@ class Symbols:
 
     With `debuginfod` what has no debug file here gets the fetched one's names once it has come; with
     `inlines` an address gets its inlined calls once they are known. Both are started and closed by who made
-    them.
-    `unnamed` counts addresses that got no name, `malformed` tables and look-ups that contradicted
-    themselves, beside the objects' own count. All but the counters belongs to one thread.
+    them. `unnamed` counts look-ups that found no name (of what is remembered, the first), `malformed` tables
+    and look-ups that contradicted themselves, beside the objects' own count. All but the counters belongs to
+    one thread.
     """
 
     def __init__(
