@@ -281,23 +281,24 @@ class Elf:
         function = self.functions.at(address, self.starts.before(address))
         if function is not None:
             return Symbol(self.functions.name(function), function.address, function.size)
-        start = self.start_of(address)
-        return Symbol("", start, 0) if start >= 0 else None
+        start, is_function = self.stretch_of(address)
+        return Symbol("", start, 0) if is_function else None
 
-    def start_of(self, address: int) -> int:
-        """Return the start of the function that holds a virtual address by its unwind entry, -1: none does.
+    def stretch_of(self, address: int) -> tuple[int, bool]:
+        """Return where the code that holds a virtual address begins, and whether it is one function.
 
-        An entry of the usual encoding says how long its function is; of another, the next start ends it.
+        By unwind entries: an entry of the usual encoding says how long its function is (of another, the next
+        one's start ends it). What lies after it, before the next, is no known function. -1: before all.
         """
         start = self.starts.before(address)
         entry = self.starts.entry_before(address)
         offset = self.offset_of(entry) if entry else None
         if start < 0 or offset is None or offset + _FRAME_ENTRY.size > self.size:
-            return start
+            return start, start >= 0
         _, _, relative, length = _FRAME_ENTRY.unpack(self._piece(offset, _FRAME_ENTRY.size, ".eh_frame"))
         if entry + 8 + relative == start and address >= start + length:
-            return -1
-        return start
+            return start + length, False
+        return start, True
 
     @property
     def functions(self) -> FunctionTable:

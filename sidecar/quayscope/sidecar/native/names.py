@@ -43,7 +43,7 @@ class Named(NamedTuple):
     """The frames that an address stands for, **leaf first**: inlined calls, then the function they are in.
 
     `is_root`: a stack that ends here has reached its root. `known`: there is a name, if only the stable one
-    of a function without symbol (`postgres+0x47c300`); else the frame names the file at best.
+    of a function without symbol (`postgres+0x47c300`); else the frame names the file at best, or a place in it.
     """
 
     frames: tuple[Frame, ...]
@@ -138,9 +138,12 @@ class ObjectNames:
             name = "" if symbol is None else table.name(symbol)
             if name:
                 return self._named((name,), "native", name in _ROOTS)
-        start = elf.start_of(address)
+        start, is_function = elf.stretch_of(address)
         if start < 0:
             return self.unknown
+        if not is_function:
+            # Assembly without unwind entries, between functions: told apart by place, not named.
+            return self._named((f"{self._short}+{start:#x}",), "native", False)._replace(known=False)
         if start <= elf.entry <= address and elf.starts.before(elf.entry) == start:
             return self._named(("_start",), "native", True)
         return self._named((f"{self._short}+{start:#x}",), "native", False)
