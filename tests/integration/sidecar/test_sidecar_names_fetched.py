@@ -90,7 +90,7 @@ def test_fetched_debug_file(
         lies = place(space, str(cpp / "bare"), main)
         assert lies is not None
         assert symbols.frames(space, lies).frames[0].function == f"bare+{main:#x}"
-        until(lambda: fetcher.fetched, 10.0, "the file is fetched")
+        until(symbols.refresh, 10.0, "the file is fetched")
         shares = compare(symbols, space, str(cpp / "bare"), truth, cpp_name)
     assert shares[0] >= 0.99
     assert shares[1] <= 0.01

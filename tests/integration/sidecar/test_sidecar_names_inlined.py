@@ -92,7 +92,8 @@ def test_inlined_calls_come_later(cpp: Path, until: Callable[..., Any]) -> None:
             lies = place(space, str(cpp / "full"), address)
             assert lies is not None
             assert [frame.function for frame in symbols.frames(space, lies).frames] == ["work(int)"]
-            until(lambda: len(symbols.frames(space, lies).frames) > 1, 10.0, "the calls are known")
+            until(symbols.refresh, 10.0, "the calls are known")
+            assert not symbols.refresh()
             shown = [frame.function for frame in symbols.frames(space, lies).frames]
             # Forgotten and asked again, it is answered again, once.
             symbols.forget()

@@ -43,7 +43,7 @@ class Named(NamedTuple):
     """The frames that an address stands for, **leaf first**: inlined calls, then the function they are in.
 
     `is_root`: a stack that ends here has reached its root. `known`: there is a name, if only the stable one
-    of a function without symbol (`postgres+0x47c300`); else the frame names the file at best, or a place in it.
+    of a function without symbol (`postgres+0x47c300`); else the frame says the file at best, or the place.
     """
 
     frames: tuple[Frame, ...]

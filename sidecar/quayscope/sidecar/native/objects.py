@@ -32,7 +32,7 @@ _DELETED = " (deleted)"
 _MAX_OBJECTS = 128
 """Objects held, each with one open descriptor: also what of removed files is kept on a disk."""
 _MAX_FILES = 1024
-_MAX_PLACES = 4096
+_MAX_PLACES = 8192
 _MAPS_FRESH_S = 1.0
 _IDENTITY_BYTES = 4096
 _MAX_VDSO = 1 << 20

@@ -53,10 +53,7 @@ class Symbols:
 
     def frames(self, space: AddressSpace, address: int) -> Named:
         """Return what an address of `space` stands for; never raises for what is found there."""
-        if self._debuginfod is not None and self._debuginfod.generation != self._files_taken:
-            self._take_files(self._debuginfod)
-        if self._inlines is not None and self._inlines.generation != self._calls_taken:
-            self._take_calls(self._inlines)
+        self.refresh()
         mapping = space.find(address)
         if mapping is None:
             self.unnamed += 1
@@ -73,6 +70,18 @@ class Symbols:
             found = self._resolve(names, offset)
         return found
 
+    def refresh(self) -> bool:
+        """Take in what came since the last look-up; returns whether it changes earlier answers.
+
+        Whoever remembers answers asks this before using them; `frames` does it by itself.
+        """
+        changed = False
+        if self._debuginfod is not None and self._debuginfod.generation != self._files_taken:
+            changed |= self._take_files(self._debuginfod)
+        if self._inlines is not None and self._inlines.generation != self._calls_taken:
+            changed |= self._take_calls(self._inlines)
+        return changed
+
     def forget(self) -> None:
         """Drop all names: the files behind the paths may be others now (a new server)."""
         self._spaces.clear()
@@ -80,7 +89,8 @@ class Symbols:
         self._unreadable.clear()
         self._held = 0
 
-    def _take_files(self, debuginfod: Debuginfod) -> None:
+    def _take_files(self, debuginfod: Debuginfod) -> bool:
+        changed = False
         self._files_taken = debuginfod.generation
         arrived = set(debuginfod.arrived())
         for names in self._names.values():
@@ -88,8 +98,11 @@ class Symbols:
                 self._held -= len(names.held)
                 names.held.clear()
                 names.forget()
+                changed = True
+        return changed
 
-    def _take_calls(self, inlines: Inlines) -> None:
+    def _take_calls(self, inlines: Inlines) -> bool:
+        changed = False
         self._calls_taken = inlines.generation
         for elf, address, inlined in inlines.answers():
             names, offset = self._names.get(elf), elf.offset_of(address)
@@ -97,6 +110,8 @@ class Symbols:
             # Asked twice, it is answered twice.
             if names and offset is not None and held and held.known and len(held.frames) == 1:
                 names.held[offset] = names.with_inlined(held, inlined)
+                changed = True
+        return changed
 
     def _names_of(self, pid: int, path: str) -> ObjectNames:
         elf = self._objects.of(pid, path)
