@@ -60,8 +60,11 @@ def make_root(folder: Path) -> None:
             (folder / name).symlink_to(original.readlink())
         elif original.is_dir():
             (folder / name).mkdir()
-    for name in ("proc", "dev", "sys", "tmp", "run"):
+    for name in ("proc", "dev", "sys", "run"):
         (folder / name).mkdir()
+    # What is mounted on a folder gets the folder's mode.
+    (folder / "tmp").mkdir()
+    (folder / "tmp").chmod(0o1777)
 
 
 def python_binds(checkout: Path) -> dict[str, Path]:

@@ -1,7 +1,4 @@
-"""Tries what the sidecar needs, one by one, and says what the system answered and what it would take.
-
-Nothing is concluded from versions, users or configuration: each capability is the outcome of doing the thing.
-"""
+"""What the watch over one server is permitted, tried as it begins and noted as a capability."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ __all__ = [
     "POSTGRES",
     "READ_MEMORY",
     "REALTIME",
+    "coverage",
     "found",
     "not_found",
     "priority",

@@ -1,0 +1,53 @@
+"""One thing tried: what was called, what the system answered, and what in the pod spec would change it."""
+
+from __future__ import annotations
+
+import errno
+from typing import NamedTuple
+
+__all__ = ["Attempt", "Remedy", "refused", "system_answer", "worked"]
+
+
+class Remedy(NamedTuple):
+    """Why something is refused, and what gives it.
+
+    `pod_spec` are lines to put in the pod spec, in the sidecar's own container unless they begin with `spec:`;
+    `otherwise` is what is not the pod spec's to give: the node, or nothing.
+    """
+
+    why: str = ""
+    pod_spec: str = ""
+    otherwise: str = ""
+
+
+class Attempt(NamedTuple):
+    """The outcome of one attempt.
+
+    `permitted` None: there was nothing here to try it on. `pid` 0: it is about no process. `call` is what
+    was called, `errno` the name of the error that it answered, empty where it worked.
+    """
+
+    name: str
+    permitted: bool | None
+    pid: int
+    call: str
+    detail: str
+    errno: str = ""
+    remedy: Remedy = Remedy()
+
+
+def system_answer(error: OSError) -> tuple[str, str]:
+    """Return the name and the text of a system call's error."""
+    name = errno.errorcode.get(error.errno or 0, str(error.errno))
+    return name, error.strerror or str(error)
+
+
+def worked(name: str, call: str, detail: str, pid: int = 0) -> Attempt:
+    """Report that it was done."""
+    return Attempt(name, True, pid, call, detail)
+
+
+def refused(name: str, call: str, error: OSError, remedy: Remedy, pid: int = 0) -> Attempt:
+    """Report what the system answered instead."""
+    number, text = system_answer(error)
+    return Attempt(name, False, pid, call, text, number, remedy)
