@@ -2,9 +2,9 @@
 
 Nothing is concluded from versions, users or configuration: each capability is the outcome of doing the thing.
 `server` does so for the server that the sidecar watches, all the time. The command `doctor` does so once for
-everything: `subjects` are the processes to try on, `standing` is what we are to the kernel, each of `perf`,
-`memory`, `files`, `network`, `limits` and `pyspy` makes its attempts (`attempts`), `examination` runs them and
-`report` shows them.
+everything: `subjects` are the processes to try on, `standing` is what we are to the kernel; `perf`, `memory`,
+`files`, `network`, `limits` and `pyspy` make the attempts (`attempts`), `examination` runs them all, `report`
+shows them.
 """
 
 from quayscope.sidecar.doctor.server import (

@@ -11,8 +11,8 @@ __all__ = ["Attempt", "Remedy", "refused", "system_answer", "worked"]
 class Remedy(NamedTuple):
     """Why something is refused, and what gives it.
 
-    `pod_spec` are lines to put in the pod spec, in the sidecar's own container unless they begin with `spec:`;
-    `otherwise` is what is not the pod spec's to give: the node, or nothing.
+    `pod_spec` are lines of YAML for the sidecar's container in the pod spec, or for the pod where they begin
+    with `spec:`; `otherwise` is another way, often none of the pod spec's: the node's settings.
     """
 
     why: str = ""
