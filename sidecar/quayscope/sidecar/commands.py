@@ -24,7 +24,6 @@ Examples:
   QUAYSCOPE_POSTGRES_DSN='host=127.0.0.1 dbname=quay user=postgres password=...' \\
       quayscope sidecar --socket /tmp/qs.sock --collector http://127.0.0.1:4040 --postgres 4242
 """
-_REQUIRED = ("socket", "collector")
 
 
 def _postgres(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -67,7 +66,7 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     return value
 
 
-@click.group(invoke_without_command=True, epilog=_EPILOG)
+@click.group(epilog=_EPILOG, invoke_without_command=True)
 @click.option(
     "--socket",
     type=click.Path(path_type=Path),
@@ -133,14 +132,13 @@ def sidecar(context: click.Context, /, **options: Any) -> None:
     """Watch a pod: relay its agents, sample its Postgres, send everything to the collector.
 
     What the system does not permit is reported as a missing capability with its remedy; the rest goes on.
-    Ends on SIGTERM after sending what it holds. Needs --socket and --collector, unless a command is given.
+    Ends on SIGTERM after sending what it holds.
     """
     if context.invoked_subcommand is not None:
         return
-    for parameter in context.command.params:
-        # Not required=True: the commands below need neither.
-        if parameter.name in _REQUIRED and options[parameter.name] is None:
-            raise click.MissingParameter(ctx=context, param=parameter)
+    for name in ("socket", "collector"):
+        if options[name] is None:
+            raise click.UsageError(f"missing option '--{name}'")
     Sidecar(Options(**options)).run()
 
 

@@ -19,6 +19,12 @@ class Remedy(NamedTuple):
     pod_spec: str = ""
     otherwise: str = ""
 
+    def line(self) -> str:
+        """Return it as one line: `securityContext.runAsUser: 0`, another way, and why."""
+        parts = [*_dotted(self.pod_spec), *([self.otherwise] if self.otherwise else [])]
+        given = ", ".join(parts)
+        return f"{given} ({self.why})" if given and self.why else given or self.why
+
 
 class Attempt(NamedTuple):
     """The outcome of one attempt.
@@ -34,6 +40,19 @@ class Attempt(NamedTuple):
     detail: str
     errno: str = ""
     remedy: Remedy = Remedy()
+
+
+def _dotted(pod_spec: str) -> list[str]:
+    """Return each value of a fragment of nested mappings behind the names that lead to it."""
+    names: list[tuple[int, str]] = []
+    found = []
+    for line in pod_spec.splitlines():
+        depth = len(line) - len(line.lstrip())
+        name, _, value = line.strip().partition(":")
+        names = [*(outer for outer in names if outer[0] < depth), (depth, name)]
+        if value:
+            found.append(f"{'.'.join(name for _, name in names)}:{value}")
+    return found
 
 
 def system_answer(error: OSError) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import threading
 from quayscope.sidecar.doctor.attempts import Attempt, Remedy, refused, worked
 from quayscope.sidecar.doctor.standing import Standing, filtered
 
-__all__ = ["OPEN_FILES", "REALTIME", "try_open_files", "try_realtime"]
+__all__ = ["OPEN_FILES", "REALTIME", "try_open_files", "try_realtime", "why_not_realtime"]
 
 REALTIME = "realtime_priority"
 OPEN_FILES = "open_files"
@@ -35,10 +35,15 @@ def try_realtime(standing: Standing) -> Attempt:
     call = "sched_setscheduler(SCHED_FIFO)"
     if not outcome:
         return worked(REALTIME, call, "set: short statements are read before they are over")
+    return refused(REALTIME, call, outcome[0], why_not_realtime(standing))
+
+
+def why_not_realtime(standing: Standing) -> Remedy:
+    """Say what gives a real-time priority."""
     why = "SYS_NICE is not in effect and RLIMIT_RTPRIO is 0"
     if answer := filtered("sched_setscheduler"):
         why = f"a seccomp filter answers {answer} to sched_setscheduler"
-    return refused(REALTIME, call, outcome[0], standing.needs("SYS_NICE", why=why))
+    return standing.needs("SYS_NICE", why=why)
 
 
 def try_open_files() -> Attempt:

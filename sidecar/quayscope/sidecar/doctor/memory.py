@@ -12,7 +12,7 @@ from quayscope.sidecar.doctor.standing import Standing, filtered, security_conte
 from quayscope.sidecar.doctor.subjects import Subject
 from quayscope.sidecar.postgres.memory import read_memory
 
-__all__ = ["READ_MEMORY", "SHARED_MEMORY", "theirs", "try_read_memory", "try_shared_memory"]
+__all__ = ["READ_MEMORY", "SHARED_MEMORY", "theirs", "try_read_memory", "try_shared_memory", "why_closed"]
 
 READ_MEMORY = "process_vm_readv"
 SHARED_MEMORY = "shared_memory"
@@ -47,13 +47,14 @@ def try_read_memory(subject: Subject, standing: Standing) -> Attempt:
         read_memory(subject.pid, _first_address(subject.pid), 8)
     except OSError as error:
         if error.errno != errno.EFAULT:
-            return refused(READ_MEMORY, call, error, _why(subject, standing), subject.pid)
+            return refused(READ_MEMORY, call, error, why_closed(subject, standing), subject.pid)
         # The kernel looks for the bytes only after it has permitted the call.
         return worked(READ_MEMORY, call, "permitted, though nothing is mapped there", subject.pid)
     return worked(READ_MEMORY, call, "read", subject.pid)
 
 
-def _why(subject: Subject, standing: Standing) -> Remedy:
+def why_closed(subject: Subject, standing: Standing) -> Remedy:
+    """Say what opens the memory of a process to process_vm_readv."""
     if answer := filtered("process_vm_readv"):
         why = f"a seccomp filter answers {answer} to process_vm_readv before the kernel sees it"
         return standing.needs(

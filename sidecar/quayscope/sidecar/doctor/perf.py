@@ -13,7 +13,15 @@ from quayscope.sidecar.doctor.standing import Standing, filtered, security_conte
 from quayscope.sidecar.doctor.subjects import Subject
 from quayscope.sidecar.native.events import open_event, open_owner
 
-__all__ = ["PERF_CGROUP", "PERF_KERNEL", "PERF_USER", "RING_MEMORY", "try_perf_events", "try_ring_memory"]
+__all__ = [
+    "PERF_CGROUP",
+    "PERF_KERNEL",
+    "PERF_USER",
+    "RING_MEMORY",
+    "try_perf_events",
+    "try_ring_memory",
+    "try_task",
+]
 
 PERF_USER = "perf_user"
 PERF_KERNEL = "perf_kernel"
@@ -33,25 +41,22 @@ _OWN_FILTER = "or a seccompProfile of type Localhost that allows perf_event_open
 
 def try_perf_events(subject: Subject, standing: Standing) -> list[Attempt]:
     """Open a CPU clock event on the process for user code, for kernel code too, and on its cgroup."""
-    return [_task(subject, standing), _task_kernel(subject, standing), _cgroup(subject, standing)]
+    return [*try_task(subject, standing), _cgroup(subject, standing)]
 
 
-def _task(subject: Subject, standing: Standing) -> Attempt:
-    call = f"{_CALL}(pid {subject.pid}, user)"
-    try:
-        os.close(open_event(subject.pid, 0, _HZ, kernel=False))
-    except OSError as error:
-        return refused(PERF_USER, call, error, _why_user(subject, standing), subject.pid)
-    return worked(PERF_USER, call, "opened: user code is sampled", subject.pid)
-
-
-def _task_kernel(subject: Subject, standing: Standing) -> Attempt:
-    call = f"{_CALL}(pid {subject.pid}, user and kernel)"
-    try:
-        os.close(open_event(subject.pid, 0, _HZ, kernel=True))
-    except OSError as error:
-        return refused(PERF_KERNEL, call, error, _why_capability(standing), subject.pid)
-    return worked(PERF_KERNEL, call, "opened: kernel code is sampled", subject.pid)
+def try_task(subject: Subject, standing: Standing, hz: int = _HZ) -> list[Attempt]:
+    """Open a CPU clock event on the process for user code, then for user and kernel code."""
+    attempts = []
+    for name, kernel, what in ((PERF_USER, False, "user"), (PERF_KERNEL, True, "user and kernel")):
+        call = f"{_CALL}(pid {subject.pid}, {what})"
+        try:
+            os.close(open_event(subject.pid, 0, hz, kernel=kernel))
+        except OSError as error:
+            why = _why_capability(standing) if kernel else _why_user(subject, standing)
+            attempts.append(refused(name, call, error, why, subject.pid))
+        else:
+            attempts.append(worked(name, call, f"opened: {what} code is sampled", subject.pid))
+    return attempts
 
 
 def _cgroup(subject: Subject, standing: Standing) -> Attempt:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 
 from quayscope.sidecar.capabilities import Capability
+from quayscope.sidecar.doctor.attempts import Attempt, system_answer
+from quayscope.sidecar.doctor.limits import REALTIME, why_not_realtime
+from quayscope.sidecar.doctor.memory import READ_MEMORY, why_closed
+from quayscope.sidecar.doctor.perf import PERF_KERNEL, PERF_USER, try_task
+from quayscope.sidecar.doctor.standing import read_standing
+from quayscope.sidecar.doctor.subjects import subject
 from quayscope.sidecar.errors import SidecarError
-from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.targets import Postmaster
 
@@ -26,31 +29,17 @@ __all__ = [
     "try_perf",
 ]
 
-PERF_USER = "perf_user"
-PERF_KERNEL = "perf_kernel"
 ALL_BACKENDS = "perf_all_backends"
-READ_MEMORY = "process_vm_readv"
-REALTIME = "realtime_priority"
 POSTGRES = "postgres_process"
 
-_PERF_USER_REMEDY = (
-    "run as the target's own user with kernel.perf_event_paranoid <= 2, or add the capability PERFMON to the "
-    "container's securityContext; and a seccomp profile that allows perf_event_open"
-)
-_PERF_KERNEL_REMEDY = (
-    "the capability PERFMON in the container's securityContext (its process as uid 0), or "
-    "kernel.perf_event_paranoid <= 1; and a seccomp profile that allows perf_event_open"
-)
-_MEMORY_REMEDY = (
-    "run as the target's own user, or add the capability SYS_PTRACE to the container's securityContext; "
-    "a seccomp profile that allows process_vm_readv, and kernel.yama.ptrace_scope 0"
-)
-_POSTGRES_REMEDY = "shareProcessNamespace: true in the pod of Postgres, or --postgres PID"
+_POSTGRES_REMEDY = "spec.shareProcessNamespace: true in the pod of Postgres, or --postgres PID"
 
 
-def _answer(call: str, error: OSError) -> str:
-    name = errno.errorcode.get(error.errno or 0, str(error.errno))
-    return f"{call}: {error.strerror} ({name})"
+def _capability(attempt: Attempt) -> Capability:
+    if attempt.permitted:
+        return Capability(attempt.name, True, f"{attempt.call}: {attempt.detail}")
+    detail = f"{attempt.call}: {attempt.detail}" + (f" ({attempt.errno})" if attempt.errno else "")
+    return Capability(attempt.name, False, detail, attempt.remedy.line())
 
 
 def found(server: Postmaster, others: int) -> Capability:
@@ -66,32 +55,26 @@ def not_found(wanted: str) -> Capability:
 
 def try_perf(pid: int, hz: int) -> list[Capability]:
     """Open a CPU clock event on a process, with the kernel's part and without."""
-    outcomes: list[Capability] = []
-    for name, kernel, remedy in (
-        (PERF_USER, False, _PERF_USER_REMEDY),
-        (PERF_KERNEL, True, _PERF_KERNEL_REMEDY),
-    ):
-        what = "perf_event_open (user and kernel)" if kernel else "perf_event_open (user)"
-        try:
-            os.close(open_event(pid, 0, hz, kernel=kernel))
-        except OSError as error:
-            detail = _answer(what, error)
-            if kernel and outcomes[0].permitted:
-                detail += "; CPU spent in the kernel is not in the samples"
-            outcomes.append(Capability(name, False, detail, remedy))
-        else:
-            outcomes.append(Capability(name, True, f"{what} on process {pid}"))
-    return outcomes
+    one = subject(pid)
+    if one is None:
+        return [Capability(name, False, f"process {pid} is gone") for name in (PERF_USER, PERF_KERNEL)]
+    standing = read_standing()
+    user, kernel = (_capability(attempt) for attempt in try_task(one, standing, hz))
+    if user.permitted and not kernel.permitted:
+        kernel = kernel._replace(detail=f"{kernel.detail}; CPU spent in the kernel is not in the samples")
+    return [user, kernel]
 
 
 def try_memory(server: Postmaster) -> tuple[Capability, BackendMemory | None]:
     """Read one pointer of the server's memory; returns the reader where that worked."""
     try:
         memory = BackendMemory(server)
-    except SidecarError as error:
-        return Capability(READ_MEMORY, False, str(error), _MEMORY_REMEDY), None
-    except OSError as error:
-        return Capability(READ_MEMORY, False, _answer(READ_MEMORY, error), _MEMORY_REMEDY), None
+    except (SidecarError, OSError) as error:
+        answer = system_answer(error) if isinstance(error, OSError) else None
+        detail = f"{READ_MEMORY}: {answer[1]} ({answer[0]})" if answer else str(error)
+        one = subject(server.pid)
+        remedy = why_closed(one, read_standing()).line() if one is not None else ""
+        return Capability(READ_MEMORY, False, detail, remedy), None
     return Capability(READ_MEMORY, True, f"read from process {server.pid}"), memory
 
 
@@ -99,8 +82,9 @@ def priority(refusal: OSError | None) -> Capability:
     """Report whether statements are read at real-time priority."""
     if refusal is None:
         return Capability(REALTIME, True, "sched_setscheduler: SCHED_FIFO")
-    detail = _answer("sched_setscheduler", refusal) + "; short statements are often over before they are read"
-    return Capability(REALTIME, False, detail, "the capability SYS_NICE, or a RLIMIT_RTPRIO of 1")
+    name, text = system_answer(refusal)
+    detail = f"sched_setscheduler: {text} ({name}); short statements are often over before they are read"
+    return Capability(REALTIME, False, detail, why_not_realtime(read_standing()).line())
 
 
 def coverage(sampling: bool, refused: Sequence[str]) -> Capability:

@@ -32,7 +32,7 @@ _CAPABILITIES = {
     40: "CHECKPOINT_RESTORE",
 }
 _KEPT = frozenset(_CAPABILITIES.values()) - {"DAC_OVERRIDE", "SYS_ADMIN", "SYS_RESOURCE"}
-"""Kept in a list that replaces the present one, where they are listed now."""
+"""What a list that replaces the present one keeps of it."""
 _SECCOMP = {"0": "none", "1": "strict", "2": "filter"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,7 +95,9 @@ def security_context(standing: Standing, *, run_as: int | None = None, add: Iter
             lines.append("  runAsNonRoot: false")
         lines.append(f"  runAsUser: {run_as}")
     if wanted := set(add):
-        names = ", ".join(sorted(wanted | (standing.bounding & _KEPT)))
+        if "SYS_ADMIN" not in standing.bounding:  # else everything is listed: a privileged one, or no container
+            wanted |= standing.bounding & _KEPT
+        names = ", ".join(sorted(wanted))
         lines += ["  capabilities:", f"    add: [{names}]"]
     return "\n".join(lines) if len(lines) > 1 else ""
 
