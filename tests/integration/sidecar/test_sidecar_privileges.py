@@ -139,6 +139,18 @@ def test_row_gives_what_the_table_says(row: Row, look: Callable[..., Look]) -> N
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_tries_each_kind_of_process(row: Row, look: Callable[..., Look]) -> None:
+    """The server and the Python program are tried, each once; the server's shared memory, not just a file."""
+    seen = look(row)
+    assert [(one["kind"], one["uid"]) for one in seen.found["doctor"]["processes"]] == [
+        ("postgres", TARGET),
+        ("python", TARGET),
+    ]
+    shared = next(attempt for attempt in seen.attempts if attempt["name"] == "shared_memory")
+    assert ("its shared memory" in shared["detail"]) == (row is FULL)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_sees_processes_of_its_pod_alone(row: Row, look: Callable[..., Look]) -> None:
     """Whatever it may do, a sidecar sees the target's processes and its own, and of no other pod."""
     found = look(row).found

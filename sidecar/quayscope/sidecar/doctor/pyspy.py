@@ -42,7 +42,7 @@ def try_py_spy(subject: Subject, standing: Standing) -> Attempt:
 
 
 def _why(subject: Subject, standing: Standing) -> Remedy:
-    for call in ("process_vm_readv", "ptrace"):
+    for call in ("ptrace", "process_vm_readv"):
         if answer := filtered(call):
             why = f"a seccomp filter answers {answer} to {call} before the kernel sees it"
             return standing.needs("SYS_PTRACE", why=why)

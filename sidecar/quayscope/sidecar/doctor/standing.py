@@ -95,7 +95,9 @@ def security_context(standing: Standing, *, run_as: int | None = None, add: Iter
             lines.append("  runAsNonRoot: false")
         lines.append(f"  runAsUser: {run_as}")
     if wanted := set(add):
-        if "SYS_ADMIN" not in standing.bounding:  # else everything is listed: a privileged one, or no container
+        if (
+            "SYS_ADMIN" not in standing.bounding
+        ):  # else everything is listed: a privileged one, or no container
             wanted |= standing.bounding & _KEPT
         names = ", ".join(sorted(wanted))
         lines += ["  capabilities:", f"    add: [{names}]"]
