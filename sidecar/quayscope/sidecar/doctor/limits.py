@@ -40,6 +40,13 @@ def try_realtime(standing: Standing) -> Attempt:
 
 def why_not_realtime(standing: Standing) -> Remedy:
     """Say what gives a real-time priority."""
+    if "SYS_NICE" in standing.effective and not filtered("sched_setscheduler"):
+        # Seen with SYS_NICE in effect: such a kernel asks the cgroup beside the capability.
+        return Remedy(
+            "SYS_NICE is in effect, but the cgroup has no real-time budget (CONFIG_RT_GROUP_SCHED)",
+            "",
+            "a cpu.rt_runtime_us for the container's cgroup on the node, or a kernel without that option",
+        )
     why = "SYS_NICE is not in effect and RLIMIT_RTPRIO is 0"
     if answer := filtered("sched_setscheduler"):
         why = f"a seccomp filter answers {answer} to sched_setscheduler"

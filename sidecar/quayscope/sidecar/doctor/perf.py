@@ -120,19 +120,20 @@ def _why_user(subject: Subject, standing: Standing) -> Remedy:
     theirs = f"the process belongs to uid {subject.uid}, and this is uid {standing.uid}"
     if answer := filtered(_CALL):
         why = _FILTER.format(answer=answer) + (f"; and {theirs}" if other else "")
+        if standing.uid == 0:
+            return standing.needs("PERFMON", why=why, otherwise=_OWN_FILTER)
         run_as = subject.uid if other else None
         return Remedy(why, security_context(standing, run_as=run_as, add=["PERFMON"]), _OWN_FILTER)
     if not _opens_on_ourselves():
         return _why_capability(standing)
-    if other:
+    if other and standing.uid != 0:
         return Remedy(
             theirs,
             security_context(standing, run_as=subject.uid),
             "or runAsUser: 0 with PERFMON in capabilities.add",
         )
-    return standing.needs(
-        "PERFMON", why="the process has capabilities that this one has not, or hides itself"
-    )
+    why = theirs if other else "the process has capabilities that this one has not, or hides itself"
+    return standing.needs("PERFMON", why=why)
 
 
 def _why_capability(standing: Standing, *others: str) -> Remedy:
