@@ -39,7 +39,11 @@ class Machine:
     def pod(self, name: str) -> Pod:
         """Start a pod: an empty container that holds its namespaces."""
         pause = self.start(
-            Container(f"{name}-pause", ["sleep", "infinity"], cgroup=f"/{self.name}/{name}/pause")
+            Container(
+                f"{name}-pause",
+                ["bash", "-c", "exec -a /pause sleep infinity"],
+                cgroup=f"/{self.name}/{name}/pause",
+            )
         )
         return Pod(self, name, pause)
 

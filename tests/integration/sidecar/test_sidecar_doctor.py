@@ -29,8 +29,9 @@ def waiting() -> Iterator[Callable[..., int]]:
     """Start Python processes that wait, and end them."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*prefix: str) -> int:
-        command = [*prefix, sys.executable, "-c", "print(flush=True); import signal; signal.pause()"]
+    def start(*prefix: str, arguments: tuple[str, ...] = ()) -> int:
+        code = "print(flush=True); import signal; signal.pause()"
+        command = [*prefix, sys.executable, "-c", code, *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         started.append(process)
         assert process.stdout is not None
@@ -121,21 +122,24 @@ def test_process_that_ended(waiting: Callable[..., int], until: Callable[..., An
     os.kill(pid, signal.SIGKILL)
     until(lambda: (facts := procfs.stat(pid)) is None or facts.state == "Z", 5.0, "it ended")
     standing = read_standing()
-    attempts = [
+    refusals = [
         *perf.try_perf_events(gone, standing),
         memory.try_read_memory(gone, standing),
         memory.try_shared_memory(gone, standing),
         *files.try_process_files(gone, standing)[:2],
         pyspy.try_py_spy(gone, standing),
     ]
-    assert not any(attempt.permitted for attempt in attempts)
-    assert all(attempt.detail for attempt in attempts)
+    assert not any(attempt.permitted for attempt in refusals)
+    assert all(attempt.detail for attempt in refusals)
+    assert memory.try_read_memory(gone, standing).remedy.why == "the process has ended"
 
 
 def test_chooses_few(waiting: Callable[..., int]) -> None:
-    """Like processes are tried once; never our own family, and never more than the bound."""
+    """Like processes are tried once; never our own family or a sidecar, and never more than the bound."""
     waiting()
+    sidecar = waiting(arguments=("quayscope", "sidecar"))
     chosen, _ = choose()
+    assert sidecar not in {one.pid for one in chosen}
     assert len(chosen) <= MAX_SUBJECTS
     assert os.getpid() not in {one.pid for one in chosen}
     assert len({(one.uid, one.cgroup, one.kind) for one in chosen}) == len(chosen)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
+from quayscope.sidecar import procfs
+
 __all__ = ["Attempt", "Remedy", "refused", "system_answer", "worked"]
 
 
@@ -67,6 +69,10 @@ def worked(name: str, call: str, detail: str, pid: int = 0) -> Attempt:
 
 
 def refused(name: str, call: str, error: OSError, remedy: Remedy, pid: int = 0) -> Attempt:
-    """Report what the system answered instead."""
+    """Report what the system answered instead; of a process that has ended meanwhile, only that."""
     number, text = system_answer(error)
+    if pid:
+        facts = procfs.stat(pid)
+        if facts is None or facts.state in "ZX":
+            return Attempt(name, None, pid, call, text, number, Remedy("the process has ended"))
     return Attempt(name, False, pid, call, text, number, remedy)

@@ -74,7 +74,7 @@ def _library(subject: Subject, standing: Standing, process: Path) -> Attempt:
     call = f"open({process}/maps)"
     try:
         with (process / "maps").open("rb") as file:
-            lines = file.read(_MAX_MAPS).splitlines()
+            lines = file.read(_MAX_MAPS).split(b"\n")[:-1]  # whole ones
         paths = [line.split(maxsplit=5)[5] for line in lines if b" r-xp " in line and b" /" in line]
         if not paths:
             return Attempt(SYMBOLS_ROOT, None, subject.pid, call, "it maps no file as code")

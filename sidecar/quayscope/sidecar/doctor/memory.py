@@ -17,7 +17,10 @@ __all__ = ["READ_MEMORY", "SHARED_MEMORY", "theirs", "try_read_memory", "try_sha
 READ_MEMORY = "process_vm_readv"
 SHARED_MEMORY = "shared_memory"
 
-_MAPPING = re.compile(r"([0-9a-f]+-[0-9a-f]+) (....) [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ (\d+)")
+_MAPPING = re.compile(r"([0-9a-f]+-[0-9a-f]+) (....) [0-9a-f]+ [0-9a-f]+:[0-9a-f]+ \d+ +(/.*)")
+_SHM = "/dev/shm/"  # noqa: S108 - the name of a mapping: nothing is written there
+_MEMORY = ("/dev/zero", "/anon_hugepage", "/memfd:", "/SYSV", _SHM)
+"""What shared memory is named; other files that are mapped may be devices, which opening may disturb."""
 _NOWHERE = 4096
 _MAX_MAPS = 16 << 20
 
@@ -111,17 +114,17 @@ def _first_address(pid: int) -> int:
 
 
 def _mapping(maps: str) -> tuple[str, bool]:
-    """Return the place of the largest shared writable mapping, else of some file's, and which it is."""
+    """Return the place of the largest piece of shared memory, else of some code, and which it is."""
     file_mapping, shared, largest = "", "", 0
     with open(maps, encoding="utf-8", errors="replace") as file:
         for line in file.read(_MAX_MAPS).splitlines():
             match = _MAPPING.match(line)
             if match is None:
                 continue
-            place, permissions, inode = match.groups()
+            place, permissions, path = match.groups()
             first, last = (int(part, 16) for part in place.split("-"))
-            if permissions.startswith("rw") and permissions[3] == "s" and last - first > largest:
+            if path.startswith(_MEMORY) and permissions[3] == "s" and last - first > largest:
                 shared, largest = place, last - first
-            elif permissions[0] == "r" and inode != "0" and not file_mapping:
+            elif permissions == "r-xp" and not file_mapping:
                 file_mapping = place
     return (shared or file_mapping), bool(shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,8 +19,9 @@ MAX_SUBJECTS = 8
 """Most processes that are tried; a pod has as many containers and users, a bare machine has more."""
 _KINDS: tuple[Kind, ...] = ("postgres", "python", "other")
 _KERNEL_THREADS = 2
-_PAUSE = ("pause", "/pause", "/usr/bin/pod", "catatonit", "sleep infinity")
-"""Command lines of what holds a pod's namespaces; it runs nothing of interest."""
+_PAUSE = ("/pause", "/usr/bin/pod", "/catatonit")
+"""Programs that hold a pod's namespaces; they run nothing of interest."""
+_SIDECAR = re.compile(r"(^|[ /])quayscope(\.cli\.main)? sidecar\b")
 
 
 class Subject(NamedTuple):
@@ -59,11 +61,16 @@ def choose() -> tuple[list[Subject], int]:
         if facts is None or pid in family or facts.parent in servers or facts.parent == _KERNEL_THREADS:
             continue
         seen = subject(pid)
-        if seen is None or seen.command in _PAUSE or pid == _KERNEL_THREADS:
+        if seen is None or pid == _KERNEL_THREADS or not _is_target(seen):
             continue
         found.setdefault((seen.uid, seen.cgroup, seen.kind), seen)
     ordered = sorted(found.values(), key=lambda one: (_KINDS.index(one.kind), one.pid))
     return ordered[:MAX_SUBJECTS], max(0, len(ordered) - MAX_SUBJECTS)
+
+
+def _is_target(seen: Subject) -> bool:
+    # Run by `kubectl exec`, the doctor is no relative of the sidecar that it is there for.
+    return seen.command.partition(" ")[0] not in _PAUSE and not _SIDECAR.search(seen.command)
 
 
 def _family() -> set[int]:
