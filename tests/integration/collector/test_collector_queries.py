@@ -331,7 +331,7 @@ def test_an_endpoint_through_all_tiers(shared: RunningCollector) -> None:
 
 
 def test_counters_grow_by_what_they_counted(shared: RunningCollector) -> None:
-    """Growth starts at the last point before the range, survives a counter that begins anew; gauges have none."""
+    """Growth starts at the last point before the range, or anew with a counter; gauges have none."""
     now = int(time.time()) - 100
 
     def push(name: str, kind: str, points: dict[int, float], **attributes: str) -> None:
