@@ -11,6 +11,7 @@ import bisect
 import mmap
 import os
 import struct
+import weakref
 from typing import NamedTuple
 
 from quayscope.sidecar.errors import MalformedElf
@@ -56,6 +57,14 @@ class Symbol(NamedTuple):
     size: int
 
 
+class Extent(NamedTuple):
+    """Where a section lies: its virtual address (0: not loaded), and its bytes in the file."""
+
+    address: int
+    offset: int
+    size: int
+
+
 class Elf:
     """One 64-bit little-endian object, read from an open descriptor (which may be closed afterwards).
 
@@ -64,12 +73,16 @@ class Elf:
     """
 
     def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.dup(descriptor)
+        weakref.finalize(self, os.close, self._descriptor)
         self._size = os.fstat(descriptor).st_size
+        self.build_id = ""
+        self._sections: dict[str, Extent] = {}
         header = self._read(descriptor, 0, _HEADER.size, "header")
         (
             magic,
             self.type,
-            _machine,
+            self.machine,
             _version,
             self.entry,
             segments_at,
@@ -80,7 +93,7 @@ class Elf:
             segment_count,
             section_size,
             section_count,
-            _names,
+            self._names_index,
         ) = _HEADER.unpack(header)
         if magic[:4] != b"\x7fELF":
             raise MalformedElf("no ELF object: wrong magic")
@@ -113,6 +126,11 @@ class Elf:
                 self.segments.append(Segment(offset, address, in_file, bool(flags & _EXECUTABLE)))
             elif kind == _PT_GNU_EH_FRAME:
                 self._frame_header = (offset, address, in_file)
+            elif kind == 4:
+                notes = self._read(descriptor, offset, in_file, "note")
+                at = notes.find(b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0")
+                if at >= 0:
+                    self.build_id = notes[at + 16 : at + 36].hex()
 
     def _read_symbols(self, descriptor: int, at: int, size: int, count: int) -> None:
         if not at or not count:
@@ -122,6 +140,12 @@ class Elf:
         sections = list(
             _SECTION.iter_unpack(self._read(descriptor, at, size * count, "section header table"))
         )
+        names_at = sections[self._names_index]
+        texts = self._read(descriptor, names_at[4], names_at[5], "names")
+        for section in sections:
+            text = texts[section[0] : texts.find(b"\0", section[0])].decode()
+            if section[1] != 8:
+                self._sections[text] = Extent(section[3], section[4], section[5])
         functions: dict[int, tuple[int, int, int]] = {}
         # The full table first: its names win over the dynamic one's aliases.
         for wanted in (_SHT_SYMTAB, _SHT_DYNSYM):
@@ -170,6 +194,29 @@ class Elf:
         count = min(count, len(table) // 8)
         offsets = memoryview(table)[: count * 8].cast("i")[::2]
         return sorted(address + start for start in offsets)
+
+    def section(self, name: str) -> Extent | None:
+        """Return where a section lies, None where there is none or its bytes are not in this file."""
+        return self._sections.get(name)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes of the file."""
+        return self._read(self._descriptor, offset, size, "what was asked for")
+
+    @property
+    def frame_header(self) -> Extent | None:
+        """Where `.eh_frame_hdr` lies by the program headers."""
+        if self._frame_header is None:
+            return None
+        offset, address, size = self._frame_header
+        return Extent(address, offset, size)
+
+    def offset_of(self, address: int) -> int | None:
+        """Return where in the file the byte at a virtual address lies, None where it is in none."""
+        for offset, start, size, _ in self.segments:
+            if start <= address < start + size:
+                return address - start + offset
+        return None
 
     def address_of(self, file_offset: int) -> int | None:
         """Return the virtual address at which a byte of the file is loaded, None where it is not."""
