@@ -46,8 +46,8 @@ class NotDumped(LookupError):
 class Learner(Protocol):
     """Where rules come from: see `view.View`."""
 
-    def learn(self, pid: int, address: int) -> Rule:
-        """Return the rule at an address."""
+    def general(self, pid: int, address: int) -> Rule:
+        """Return the rule at an address, with registers by name where there is information."""
         ...
 
 
@@ -141,7 +141,7 @@ def walk_by_name(
     out.append(at)
     try:
         while True:
-            rule = learner.learn(pid, at)
+            rule = learner.general(pid, at)
             sp = _value(state, machine.stack_pointer)
             kind, general = rule[0], rule[3]
             signal = False
@@ -156,9 +156,9 @@ def walk_by_name(
                 signal = general.signal
             else:
                 frame = _value(state, machine.frame_pointer)
-                if kind in (Kind.CHAIN, Kind.GUESS) and not frame:
+                if not frame:
                     return "root" if kind == Kind.CHAIN else "rules"
-                state = _short(rule, state, load, machine)
+                state = _chain(frame, state, load, machine)
             after = _value(state, machine.stack_pointer)
             # On machines with a link register a leaf has not moved the stack pointer.
             sinks = after < sp or (after == sp and len(out) > 1)
@@ -177,16 +177,12 @@ def walk_by_name(
         return "rules"
 
 
-def _short(
-    rule: Rule, registers: Sequence[int | None], load: Callable[[int], int], machine: Machine
+def _chain(
+    frame: int, registers: Sequence[int | None], load: Callable[[int], int], machine: Machine
 ) -> list[int | None]:
-    kind, step, save, _ = rule
-    through = machine.stack_pointer if kind in (Kind.SP, Kind.SP_SAVED) else machine.frame_pointer
-    cfa = _value(registers, through) + step * 8
+    """Step by the frame pointer, which points to the caller's and the return address above it."""
     found = list(registers)
-    found[machine.pc] = load(cfa - 8 & _MASK) & machine.code_mask
-    saved_at = cfa + save * 8
-    if kind != Kind.SP and saved_at >= _value(registers, machine.stack_pointer):
-        found[machine.frame_pointer] = load(saved_at)
-    found[machine.stack_pointer] = cfa
+    found[machine.frame_pointer] = load(frame)
+    found[machine.pc] = load(frame + 8 & _MASK) & machine.code_mask
+    found[machine.stack_pointer] = frame + 16 & _MASK
     return found

@@ -70,6 +70,8 @@ UNMAPPED: Rule = (Kind.UNMAPPED, 0, 0, None)
 
 _interned: dict[Rule, Rule] = {}
 _MAX_INTERNED = 4096
+_MAX_WHOLE = 128
+"""Functions of an object kept with all their rows' registers, for walks by name."""
 
 
 class _Compiled(NamedTuple):
@@ -105,6 +107,7 @@ class ObjectRules:
             self.malformed += self._table.flaws
         self.stored: Stored | None = None
         self._functions: dict[int, _Compiled] = {}
+        self._whole: dict[int, Function] = {}
         self.changed = False
 
     def __len__(self) -> int:
@@ -143,6 +146,29 @@ class ObjectRules:
                 return self.fallback
             rule = compiled.rules[bisect.bisect_right(compiled.starts, address) - 1]
         return rule
+
+    def general(self, address: int) -> Rule:
+        """Return the rule at a virtual address with every register by name, where there is information."""
+        rule = self.rule(address)
+        if self._table is None or rule[0] in (Kind.CHAIN, Kind.GUESS, Kind.ROOT) or rule[3] is not None:
+            return rule
+        index = self._table.index_of(address)
+        function = self._whole.get(index)
+        if function is None:
+            if len(self._whole) >= _MAX_WHOLE:
+                self._whole.clear()
+            try:
+                function = self._whole[index] = self._table.function(index)
+            except (MalformedCfi, MalformedElf, OSError):
+                self.malformed += 1
+                return self.fallback
+        row = function.rows[bisect.bisect_right(function.rows, address, key=lambda row: row.start) - 1]
+        return (
+            Kind.GENERAL,
+            0,
+            0,
+            General(row.cfa, row.registers, function.return_column, function.signal),
+        )
 
     def _compile(self, table: FrameTable, index: int) -> _Compiled:
         if self.stored is not None:
@@ -186,6 +212,7 @@ class ObjectRules:
     def forget(self) -> None:
         """Drop what is compiled; it is compiled again when asked for."""
         self._functions.clear()
+        self._whole.clear()
 
 
 def _compile(function: Function, row: Row, short: bool) -> Rule:

@@ -54,21 +54,28 @@ class View:
         known = self.rules.get(address)
         if known is not None:
             return known
+        rule, lasting = self._look_up(pid, address, ObjectRules.rule)
+        if lasting:
+            self.rules[address] = rule
+            self._learned()
+        return rule
+
+    def general(self, pid: int, address: int) -> Rule:
+        """Return the rule at an address, with registers by name where there is information."""
+        return self._look_up(pid, address, ObjectRules.general)[0]
+
+    def _look_up(self, pid: int, address: int, ask: Callable[[ObjectRules, int], Rule]) -> tuple[Rule, bool]:
+        """Return a rule, and whether it is worth keeping."""
         mapping = self._layout.find(address)
         if mapping is None:
-            # Not kept: garbage has many addresses.
-            return UNMAPPED
+            # Garbage has many addresses.
+            return UNMAPPED, False
         found = self._object(pid, mapping.path)
-        rule = GUESS
-        if found is not None:
-            virtual = found.elf.address_of(address - mapping.start + mapping.offset)
-            rule = found.fallback if virtual is None else found.rule(virtual)
-        elif mapping.path.startswith("/"):
+        if found is None:
             # Another process of this layout may be able to read what this one could not: it may have ended.
-            return rule
-        self.rules[address] = rule
-        self._learned()
-        return rule
+            return GUESS, not mapping.path.startswith("/")
+        virtual = found.elf.address_of(address - mapping.start + mapping.offset)
+        return (found.fallback if virtual is None else ask(found, virtual)), True
 
     def store(self, state: State, spots: list[int], start: int, words: memoryview, walked: Walked) -> None:
         """Remember a stretch, see `Memo.store`."""
