@@ -163,7 +163,7 @@ def walk_by_name(
             # On machines with a link register a leaf has not moved the stack pointer.
             sinks = after < sp or (after == sp and len(out) > 1)
             if not signal and (sinks or after & 7):
-                return "rules" if kind == Kind.GUESS else "memory"
+                return "rules" if kind in (Kind.GUESS, Kind.GENERATED) else "memory"
             pc = state[machine.pc]
             if not pc:
                 return "root" if pc == 0 else "rules"

@@ -1,16 +1,18 @@
 """Code without call frame information, generated code above all: where its caller may be.
 
-Generated code that keeps frame pointers is walked by them. LLVM's for Postgres keeps none: there the stack is
-searched for the return address of an indirect call, as generated code is called by nothing else. A find counts
-only when the stack goes on from there to its root by call frame information.
+Code that keeps frame pointers is walked by them. What LLVM generates for Postgres keeps none: there the stack
+is searched for the return address of an indirect call, as generated code is called by nothing else. A find
+counts only when the stack goes on from there to its root by call frame information.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from quayscope.sidecar.native.rules import Kind
 from quayscope.sidecar.native.view import View
 
-__all__ = ["guess"]
+__all__ = ["Caller", "guess"]
 
 _MAX_WORDS = 512
 """Words of the stack that are searched: frames of generated code are small."""
@@ -19,10 +21,20 @@ _MAX_FRAMES = 200
 _MAX_FRAME_WORDS = 1 << 17
 
 
-def guess(view: View, pid: int, words: memoryview, base: int, i: int, bp: int) -> tuple[int, int, int] | None:
-    """Return the caller's (stack pointer's index, index where its frame pointer was saved or -1, or else its value).
+class Caller(NamedTuple):
+    """Where the caller's stack pointer is, and its frame pointer: saved at an index, else (-1) the value itself."""
 
-    `i` is the index of the stack pointer, `bp` the frame pointer; None where nothing is found.
+    stack_pointer: int
+    saved_at: int
+    frame_pointer: int
+
+
+def guess(
+    view: View, pid: int, words: memoryview, base: int, i: int, bp: int, *, search: bool
+) -> Caller | None:
+    """Return the caller of a frame whose stack pointer has index `i` and whose frame pointer is `bp`.
+
+    None where nothing is found; only generated code is to be searched for.
     """
     frame = bp - base
     at = frame >> 3
@@ -30,7 +42,9 @@ def guess(view: View, pid: int, words: memoryview, base: int, i: int, bp: int) -
     if not frame & 7 and i <= at < min(size - 1, i + _MAX_FRAME_WORDS):
         word = words[at + 1]
         if word and view.is_code(word - 1) and (words[at] == 0 or words[at] > bp):
-            return at + 2, at, 0
+            return Caller(at + 2, at, 0)
+    if not search:
+        return None
     finds = 0
     for spot in range(i, min(size, i + _MAX_WORDS)):
         word = words[spot]
@@ -39,7 +53,7 @@ def guess(view: View, pid: int, words: memoryview, base: int, i: int, bp: int) -
         # LLVM pushes the frame pointer first, right below the return address, where it saves it at all.
         for saved_at, value in ((-1, bp), (spot - 1, words[spot - 1] if spot > i else bp)):
             if _reaches_root(view, pid, words, base, spot + 1, word - 1, value):
-                return spot + 1, saved_at, bp
+                return Caller(spot + 1, saved_at, bp)
         finds += 1
         if finds >= _MAX_FINDS:
             break

@@ -20,7 +20,7 @@ from quayscope.sidecar.native.expressions import sleb
 from quayscope.sidecar.native.frames import FrameTable, Function
 from quayscope.sidecar.native.stored import Stored
 
-__all__ = ["CHAIN", "GUESS", "ROOT", "UNMAPPED", "General", "Kind", "ObjectRules", "Rule"]
+__all__ = ["CHAIN", "GENERATED", "GUESS", "ROOT", "UNMAPPED", "General", "Kind", "ObjectRules", "Rule"]
 
 _SP, _BP, _RA = 7, 6, 16
 _EM_X86_64 = 62
@@ -40,6 +40,8 @@ class Kind:
     """As BP without call frame information, in code known to keep frame pointers: Go's."""
     GUESS = 4
     """No information: a frame pointer is believed when it leads to code."""
+    GENERATED = 9
+    """The same in code that belongs to no file; see `guess`."""
     GENERAL = 5
     """See the rule's `general`."""
     ROOT = 6
@@ -65,6 +67,7 @@ a frame, which takes four times as long for anything but a plain tuple."""
 
 CHAIN: Rule = (Kind.CHAIN, 2, -2, None)
 GUESS: Rule = (Kind.GUESS, 2, -2, None)
+GENERATED: Rule = (Kind.GENERATED, 2, -2, None)
 ROOT: Rule = (Kind.ROOT, 0, 0, None)
 UNMAPPED: Rule = (Kind.UNMAPPED, 0, 0, None)
 

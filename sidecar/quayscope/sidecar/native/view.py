@@ -11,10 +11,11 @@ from typing import Protocol
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.maps import Layout
 from quayscope.sidecar.native.memo import Memo, State, Walked
-from quayscope.sidecar.native.rules import GUESS, UNMAPPED, Kind, ObjectRules, Rule
+from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, Kind, ObjectRules, Rule
 
 __all__ = ["RuleSource", "View"]
 
+_NO_FILES = ("/memfd:", "/dev/zero", "/SYSV")
 _MAX_FAILED = 1024
 _MAX_RETURNS = 4096
 _BEFORE_RETURN = 7
@@ -72,8 +73,10 @@ class View:
             return UNMAPPED, False
         found = self._object(pid, mapping.path)
         if found is None:
+            if not mapping.path.startswith("/") or mapping.path.startswith(_NO_FILES):
+                return GENERATED, True
             # Another process of this layout may be able to read what this one could not: it may have ended.
-            return GUESS, not mapping.path.startswith("/")
+            return GUESS, False
         virtual = found.elf.address_of(address - mapping.start + mapping.offset)
         return (found.fallback if virtual is None else ask(found, virtual)), True
 

@@ -86,19 +86,33 @@ def walk(
             moved = _general(general, base, i, at, bp, data)
             if moved is None or isinstance(moved, str):
                 return moved
-            i, at, bp = moved
-            saved_at = -1
-            spots = None
-            if not at:
+            sp, pc, bp = moved
+            if not pc:
                 return "root"
+            at = pc if general.signal else pc - 1
             add(at)
             left -= 1
             if left <= 0:
                 return "limit"
+            if sp & 7 or not base <= sp < base + len(data):
+                # What a signal on a stack of its own interrupted lies elsewhere.
+                return "dump"
+            i = (sp - base) >> 3
+            saved_at = -1
+            spots = None
             rule = known(at) or view.learn(pid, at)
             continue
         else:
-            found = guess(view, pid, words, base, i, bp if saved_at < 0 else words[saved_at])
+            if len(out) == 1 and kind == Kind.GUESS and view.learn(pid, at - 1)[0] <= Kind.GENERAL:
+                # A system call that does not return is the last instruction of its function.
+                rule = view.learn(pid, at - 1)
+                if rule[0] != kind:
+                    continue
+            if saved_at >= len(words):
+                return "dump"
+            if saved_at >= 0:
+                bp = words[saved_at]
+            found = guess(view, pid, words, base, i, bp, search=kind == Kind.GENERATED)
             if found is None:
                 return "root" if guessed and not bp else "rules"
             i, saved_at, bp = found
@@ -150,7 +164,7 @@ def walk(
 def _general(
     general: General, base: int, i: int, at: int, bp: int, data: memoryview
 ) -> tuple[int, int, int] | End | None:
-    """Step through a general rule: the caller's (stack pointer's index, address, frame pointer); None: see `walk`."""
+    """Return the caller's (stack pointer, address, frame pointer) by a general rule; None: see `walk`."""
     registers: list[int | None] = [None] * 17
     registers[_SP], registers[_PC], registers[_BP] = base + i * 8, at, bp
     try:
@@ -166,7 +180,4 @@ def _general(
         return None
     if not general.signal and (sp <= base + i * 8 or sp & 7):
         return "memory"
-    if sp & 7 or sp < base:
-        # What a signal on a stack of its own interrupted lies elsewhere.
-        return "dump"
-    return (sp - base) >> 3, pc if general.signal or not pc else pc - 1, frame or 0
+    return sp, pc, frame or 0
