@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from quayscope.sidecar.capabilities import Capability
 from quayscope.sidecar.errors import SidecarError
-from quayscope.sidecar.native.ring import open_event
+from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.targets import Postmaster
 

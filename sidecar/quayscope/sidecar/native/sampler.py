@@ -17,8 +17,9 @@ from typing import NamedTuple
 from quayscope.profile import PROCESS_CPU, Attributes, Frame, Stack
 from quayscope.profile.model import Losses
 from quayscope.sidecar.native.maps import AddressSpace, read_maps
+from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.ring import PerfRings, Sample
-from quayscope.sidecar.native.symbols import KernelSymbols, Objects, Symbols
+from quayscope.sidecar.native.symbols import KernelSymbols, Symbols
 from quayscope.sidecar.statements import Described, StatementSource, describe
 from quayscope.sidecar.targets import CLIENT_BACKEND, UNKNOWN_BACKEND, Postmaster, backend_type
 from quayscope.sidecar.windows import SECOND_NS, Windows
