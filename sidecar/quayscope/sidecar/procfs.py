@@ -28,7 +28,8 @@ class Stat(NamedTuple):
     """What /proc/PID/stat says.
 
     `cpu_ns` is user + system, `reaped_ns` that of children already waited for; `start_ticks` is in clock
-    ticks since boot and tells a process from a later one under the same pid.
+    ticks since boot and tells a process from a later one under the same pid; `reaped_faults` are the page
+    faults of the children waited for: it grows with each of them.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Stat(NamedTuple):
     cpu_ns: int
     reaped_ns: int
     start_ticks: int
+    threads: int = 1
+    reaped_faults: int = 0
 
 
 def _read(path: str) -> bytes | None:
@@ -74,6 +77,8 @@ def stat(pid: int) -> Stat | None:
             cpu_ns=(user + system) * TICK_NS,
             reaped_ns=(reaped_user + reaped_system) * TICK_NS,
             start_ticks=int(fields[19]),
+            threads=int(fields[17]),
+            reaped_faults=int(fields[8]),
         )
     except (ValueError, IndexError):
         return None

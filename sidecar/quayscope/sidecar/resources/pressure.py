@@ -1,0 +1,24 @@
+"""Pressure stall information: how long work waited for CPU, disks or memory, see psi(7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quayscope.sidecar.measurements import Reading
+from quayscope.sidecar.resources.counters import Counters
+from quayscope.sidecar.resources.names import Instrument
+
+__all__ = ["pressure"]
+
+
+def pressure(
+    text: str | None, resource: str, instrument: Instrument, counters: Counters
+) -> Iterator[Reading]:
+    """Yield the sums of one pressure file: the time in which `some` of the tasks waited, and `full`, all."""
+    for line in (text or "").splitlines():
+        share, *fields = line.split()
+        for field in fields:
+            name, _, value = field.partition("=")
+            if name == "total" and value.isdigit():
+                attributes = {"quayscope.resource": resource, "quayscope.stalled": share}
+                yield counters.at(instrument, int(value) / 1e6, attributes)
