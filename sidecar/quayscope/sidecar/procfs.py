@@ -15,7 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["TICK_NS", "Stat", "children", "command_line", "cpu_ns", "descendants", "name", "pids", "stat"]
+__all__ = [
+    "TICK_NS",
+    "Stat",
+    "children",
+    "command_line",
+    "cpu_clock",
+    "cpu_ns",
+    "descendants",
+    "name",
+    "pids",
+    "stat",
+]
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """Nanoseconds in a clock tick, the unit of times in /proc/PID/stat."""
@@ -132,6 +143,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def cpu_clock(pid: int) -> int:
+    """Return the id of the process's CPU clock, for clock_gettime(2)."""
+    return (~pid << 3) | _CPUCLOCK_SCHED
+
+
 def cpu_ns(pid: int) -> int | None:
     """Return the CPU time of all threads of the process, ended ones too; None when it is gone.
 
@@ -139,6 +155,6 @@ def cpu_ns(pid: int) -> int | None:
     any process, one system call. A zombie's clock is unreadable, like that of a process that is gone.
     """
     try:
-        return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
+        return time.clock_gettime_ns(cpu_clock(pid))
     except OSError:
         return None

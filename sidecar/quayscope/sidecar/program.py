@@ -203,6 +203,7 @@ class Sidecar:
         self._guard(self._database.close)
         self._guard(self._measure)
         self._resources.close()
+        self._processes.close()
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")

@@ -65,6 +65,8 @@ class Cgroup:
         self._counters = counters
         self._name = name
         self._unified = directories.get(UNIFIED, "")
+        top = directories.get("cpu") or directories.get("memory") or self._unified
+        self._members = _member_files(Path(top)) if top else []
 
     def readings(self, tried: Tried, disks: Mapping[str, str]) -> list[Reading]:
         """Return everything that can be read now; `disks` names devices by their `MAJOR:MINOR`."""
@@ -81,12 +83,9 @@ class Cgroup:
 
     def pids(self, tried: Tried) -> list[int]:
         """Return the container's processes, those of cgroups just below its own too."""
-        directory = self._directories.get("cpu") or self._directories.get("memory") or self._unified
-        if not directory:
-            return []
-        text = tried.read(CONTAINER, f"{directory}/cgroup.procs", f"{self._name}: cgroup.procs") or ""
-        for below in sorted(Path(directory).glob("*/cgroup.procs"))[:_MOST_BELOW]:
-            text += tried.read(CONTAINER, str(below), f"{self._name}: */cgroup.procs") or ""
+        text = "\n".join(
+            tried.read(CONTAINER, file, f"{self._name}: cgroup.procs") or "" for file in self._members
+        )
         # 0 stands for a process that our own pid namespace does not show.
         return [int(line) for line in text.split() if line.isdigit() and line != "0"]
 
@@ -176,6 +175,11 @@ class Cgroup:
             file = f"{resource}.pressure"
             text = tried.read(PRESSURE, f"{self._unified}/{file}", f"{self._name}: {file}")
             yield from pressure(text, resource, names.CONTAINER_PRESSURE, self._counters)
+
+
+def _member_files(directory: Path) -> list[str]:
+    own = directory / "cgroup.procs"
+    return [str(own), *map(str, sorted(directory.glob("*/cgroup.procs"))[:_MOST_BELOW])]
 
 
 def _ratio(quota: str | None, period: str | None) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.cgroup import Cgroup
 from quayscope.sidecar.resources.counters import Counters, boot_ns
 from quayscope.sidecar.resources.mounts import cgroup_directories
-from quayscope.sidecar.resources.processes import Process, Processes
+from quayscope.sidecar.resources.processes import Process, Processes, Used
 from quayscope.sidecar.resources.tried import PROCESS_IO, Tried
 
 __all__ = ["TOP_PROCESSES", "Container", "ContainerWatch"]
@@ -62,12 +61,16 @@ class ContainerWatch:
         """Return the container's second. Without a cgroup it is `process` and all below it."""
         found = self._cgroup.readings(tried, disks)
         inside = processes.chosen(self._cgroup.pids(tried)) or processes.tree(process.pid)
-        used = [(one, processes.used(one, tried)) for one in inside]
-        self._delay_ns += sum(one.delay_ns for _, one in used)
+        busy: list[tuple[Process, Used]] = []
+        for one in inside:
+            used = processes.used(one, tried)
+            self._delay_ns += used.delay_ns
+            if used.read or used.written:
+                busy.append((one, used))
         found.append(names.CONTAINER_PROCESSES.now(len(inside)))
         found.append(self._counters.at(names.CONTAINER_DELAY, self._delay_ns / 1e9))
         if tried.permitted(PROCESS_IO):
-            found += _by_process([(one, {"read": by.read, "write": by.written}) for one, by in used])
+            found += _by_process(busy)
         return found
 
 
@@ -81,22 +84,19 @@ def _identity(directories: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-def _by_process(used: list[tuple[Process, dict[str, int]]]) -> list[Reading]:
-    top = heapq.nlargest(TOP_PROCESSES, used, key=lambda one: sum(one[1].values()))
-    told = {process.pid for process, _ in top}
-    readings = []
-    for process, by_direction in top:
-        for direction, value in by_direction.items():
+def _by_process(busy: list[tuple[Process, Used]]) -> Iterator[Reading]:
+    busy.sort(key=lambda one: one[1].read + one[1].written, reverse=True)
+    for process, used in busy[:TOP_PROCESSES]:
+        for direction, value in (("read", used.read), ("write", used.written)):
             if value:
                 attributes = {
                     "process.pid": str(process.pid),
                     "process.executable.name": process.name,
                     "disk.io.direction": direction,
                 }
-                readings.append(names.PROCESS_DISK_IO.now(value, attributes))
-    for direction in ("read", "write"):
-        # Told even when it is nothing: a delta then covers one second, not all the idle ones before it.
-        rest = sum(by[direction] for process, by in used if process.pid not in told)
+                yield names.PROCESS_DISK_IO.now(value, attributes)
+    rest = [used for _, used in busy[TOP_PROCESSES:]]
+    # Told even when it is nothing: a delta then covers one second, not all the idle ones before it.
+    for direction, value in (("read", sum(u.read for u in rest)), ("write", sum(u.written for u in rest))):
         attributes = {"process.executable.name": "others", "disk.io.direction": direction}
-        readings.append(names.PROCESS_DISK_IO.now(rest, attributes))
-    return readings
+        yield names.PROCESS_DISK_IO.now(value, attributes)

@@ -51,11 +51,13 @@ class Disks:
         self.left_out = 0
         for line in text.splitlines():
             fields = line.split()
-            if len(fields) < 14 or not all(field.isdigit() for field in fields[3:14]):
+            if len(fields) < 14 or fields[3] == fields[7] == "0":
+                continue  # never used: most of a node's loop devices
+            if not all(field.isdigit() for field in fields[3:14]):
                 continue
             name = fields[2]
             numbers = [int(field) for field in (*fields[:2], "0", *fields[3:14])]
-            if not any(numbers[3:]) or self._is_partition(name):
+            if self._is_partition(name):
                 continue
             if len(devices) >= MOST_DISKS:
                 self.left_out += 1

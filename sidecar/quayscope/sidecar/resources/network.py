@@ -6,7 +6,8 @@ them, see `sockets`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
 
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.resources import names
@@ -21,19 +22,22 @@ _COUNTERS = {
 }
 
 
-def parse_snmp(text: str, group: str) -> dict[str, int]:
-    """Return one group of a file whose lines come in pairs, names above and numbers below."""
-    rows = [line.split()[1:] for line in text.splitlines() if line.startswith(f"{group}: ")]
+def parse_snmp(text: str, group: str, wanted: Iterable[str]) -> dict[str, int]:
+    """Return numbers of one group of a file whose lines come in pairs, names above and numbers below."""
+    rows = [line.split() for line in text.splitlines() if line.startswith(f"{group}: ")]
+    found: dict[str, int] = {}
     if len(rows) < 2:
-        return {}
-    return {name: int(value) for name, value in zip(*rows[:2], strict=False) if value.lstrip("-").isdigit()}
+        return found
+    for name in wanted:
+        with contextlib.suppress(ValueError, IndexError):
+            found[name] = int(rows[1][rows[0].index(name)])
+    return found
 
 
 def tcp_readings(pid: int, tried: Tried, counters: Counters) -> Iterator[Reading]:
     """Yield the counters of the namespace that `pid` is in."""
     for file, (group, instruments) in _COUNTERS.items():
         text = tried.read(NETWORK, f"/proc/{pid}/net/{file}", f"/proc/PID/net/{file}")
-        numbers = parse_snmp(text or "", group)
-        for name, instrument in instruments.items():
-            if name in numbers:
-                yield counters.at(instrument, numbers[name])
+        numbers = parse_snmp(text or "", group, instruments)
+        for name, value in numbers.items():
+            yield counters.at(instruments[name], value)
