@@ -5,6 +5,7 @@ Files and units: the kernel's `cgroup-v2.rst` and `cgroup-v1/`; psi(7) for press
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -83,9 +84,11 @@ class Cgroup:
 
     def pids(self, tried: Tried) -> list[int]:
         """Return the container's processes, those of cgroups just below its own too."""
-        text = "\n".join(
-            tried.read(CONTAINER, file, f"{self._name}: cgroup.procs") or "" for file in self._members
-        )
+        own, *below = self._members or [""]
+        text = (tried.read(CONTAINER, own, f"{self._name}: cgroup.procs") if own else None) or ""
+        for file in below:
+            with contextlib.suppress(OSError), open(file, encoding="ascii") as members:
+                text += members.read()
         # 0 stands for a process that our own pid namespace does not show.
         return [int(line) for line in text.split() if line.isdigit() and line != "0"]
 

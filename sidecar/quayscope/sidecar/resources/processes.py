@@ -236,7 +236,7 @@ class Processes:
             if now == process.io:
                 return
             if not process.reaping:
-                # Nobody was waited for (a parent that ignores SIGCHLD): the kernel dropped the children's sums.
+                # Nobody was waited for (SIGCHLD is ignored): the kernel dropped the children's sums.
                 process.owed[:] = 0, 0
             used.read = max(0, now[0] - process.io[0] - process.owed[0])
             used.written = max(0, now[1] - process.io[1] - process.owed[1])
