@@ -140,7 +140,7 @@ def site(cgroup: OwnCgroup, open_folder: Path, until: Any) -> Iterator[Site]:
 
 
 def _overload(site: Site, seconds: float) -> tuple[float, float]:
-    """Ask for more than the CPUs can serve, from more clients than the queue holds. Return from when to when."""
+    """Ask for more than can be served, from more clients than the queue holds. Return from when to when."""
     end = time.monotonic() + seconds
 
     def ask() -> None:

@@ -14,7 +14,7 @@ from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.counters import Counters
 from quayscope.sidecar.resources.mounts import UNIFIED
 from quayscope.sidecar.resources.pressure import pressure
-from quayscope.sidecar.resources.tried import CONTAINER, PRESSURE, Tried
+from quayscope.sidecar.resources.tried import CONTAINER, PRESSURE, Tried, number
 
 __all__ = ["Cgroup", "parse_blkio", "parse_flat", "parse_io_stat"]
 
@@ -29,8 +29,9 @@ def parse_flat(text: str) -> dict[str, int]:
     numbers = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
-        if value.isdigit():
-            numbers[name] = int(value)
+        count = number(value)
+        if count is not None:
+            numbers[name] = count
     return numbers
 
 
@@ -38,9 +39,11 @@ def parse_io_stat(text: str) -> dict[str, dict[str, int]]:
     """Return v2's numbers by device (`MAJOR:MINOR`): `rbytes`, `wbytes`, `rios`, `wios` and others."""
     devices = {}
     for line in text.splitlines()[:_MOST_DEVICES]:
-        device, *pairs = line.split()
-        numbers = (pair.partition("=") for pair in pairs)
-        devices[device] = {name: int(value) for name, _, value in numbers if value.isdigit()}
+        device, _, pairs = line.partition(" ")
+        numbers = (
+            (name, number(value)) for name, _, value in (pair.partition("=") for pair in pairs.split())
+        )
+        devices[device] = {name: count for name, count in numbers if count is not None}
     return devices
 
 
@@ -125,25 +128,25 @@ class Cgroup:
 
     def _cpuacct(self, tried: Tried) -> Iterator[Reading]:
         for mode, file in (("user", "cpuacct.usage_user"), ("system", "cpuacct.usage_sys")):
-            text = self._read(tried, "cpuacct", file)
-            if text is not None and text.strip().isdigit():
-                yield self._counters.at(names.CONTAINER_CPU, int(text) / 1e9, {"cpu.mode": mode})
+            used_ns = number(self._read(tried, "cpuacct", file) or "")
+            if used_ns is not None:
+                yield self._counters.at(names.CONTAINER_CPU, used_ns / 1e9, {"cpu.mode": mode})
 
     def _memory(self, tried: Tried) -> Iterator[Reading]:
         v1 = "memory" in self._directories
-        usage = self._read(tried, "memory", "memory.usage_in_bytes" if v1 else "memory.current")
-        limit = self._read(tried, "memory", "memory.limit_in_bytes" if v1 else "memory.max")
+        usage = number(self._read(tried, "memory", "memory.usage_in_bytes" if v1 else "memory.current") or "")
+        limit = number(self._read(tried, "memory", "memory.limit_in_bytes" if v1 else "memory.max") or "")
         stat = parse_flat(self._read(tried, "memory", "memory.stat") or "")
         events = parse_flat(
             self._read(tried, "memory", "memory.oom_control" if v1 else "memory.events") or ""
         )
-        if usage is not None and usage.strip().isdigit():
+        if usage is not None:
             inactive = stat.get("total_inactive_file" if v1 else "inactive_file")
-            yield names.CONTAINER_MEMORY.now(int(usage))
+            yield names.CONTAINER_MEMORY.now(usage)
             if inactive is not None:
-                yield names.CONTAINER_WORKING_SET.now(max(0, int(usage) - inactive))
-        if limit is not None and limit.strip().isdigit():
-            least = min(int(limit), stat.get("hierarchical_memory_limit", _NO_LIMIT))
+                yield names.CONTAINER_WORKING_SET.now(max(0, usage - inactive))
+        if limit is not None:
+            least = min(limit, stat.get("hierarchical_memory_limit", _NO_LIMIT))
             if least < _NO_LIMIT:
                 yield names.CONTAINER_MEMORY_LIMIT.now(least)
         if "oom_kill" in events:
@@ -187,6 +190,5 @@ def _member_files(directory: Path) -> list[str]:
 
 def _ratio(quota: str | None, period: str | None) -> float | None:
     """Return the CPUs that a quota allows in its period; None when there is no limit."""
-    if quota is None or period is None or not quota.strip().isdigit() or not period.strip().isdigit():
-        return None
-    return int(quota) / int(period) if int(period) else None
+    allowed, of = number(quota or ""), number(period or "")
+    return allowed / of if allowed is not None and of else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.counters import Counters
-from quayscope.sidecar.resources.tried import DISKS, Tried
+from quayscope.sidecar.resources.tried import DISKS, Tried, number
 
 __all__ = ["MOST_DISKS", "Disks"]
 
@@ -53,10 +53,8 @@ class Disks:
             fields = line.split()
             if len(fields) < 14 or fields[3] == fields[7] == "0":
                 continue  # never used: most of a node's loop devices
-            if not all(field.isdigit() for field in fields[3:14]):
-                continue
             name = fields[2]
-            numbers = [int(field) for field in (*fields[:2], "0", *fields[3:14])]
+            numbers = [number(field) or 0 for field in fields[:14]]
             if self._is_partition(name):
                 continue
             if len(devices) >= MOST_DISKS:

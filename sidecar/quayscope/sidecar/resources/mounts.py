@@ -8,16 +8,20 @@ namespace sees them: both alike, so they can be compared. Formats: cgroups(7), p
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from quayscope.sidecar.resources.tried import CONTAINER, Tried
 
-__all__ = ["UNIFIED", "Mount", "cgroup_directories", "parse_cgroups", "parse_mounts"]
+__all__ = ["UNIFIED", "Mount", "below", "cgroup_directories", "parse_cgroups", "parse_mounts"]
 
 UNIFIED = "unified"
 """The name of the v2 hierarchy, beside v1's controllers."""
+
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 class Mount(NamedTuple):
@@ -58,7 +62,7 @@ def parse_mounts(text: str) -> list[Mount]:
 
 
 def _plain(path: str) -> str:
-    return path.encode("ascii", "replace").decode("unicode_escape") if "\\" in path else path
+    return _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), path)
 
 
 def cgroup_directories(pid: int, tried: Tried, name: str) -> dict[str, str]:
@@ -71,14 +75,15 @@ def cgroup_directories(pid: int, tried: Tried, name: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for owner, prefix in ((pid, f"/proc/{pid}/root"), (os.getpid(), "")):
         text = tried.read(CONTAINER, f"/proc/{owner}/mountinfo", f"{name}: /proc/PID/mountinfo")
-        for controller, directory in _below(parse_mounts(text or ""), paths, prefix):
+        for controller, directory in below(parse_mounts(text or ""), paths, prefix):
             found.setdefault(controller, directory)
     if not found and paths:
         tried.refused(CONTAINER, name, "it is in the root cgroup, or in one that no mount reaches")
     return found
 
 
-def _below(mounts: Iterable[Mount], paths: Mapping[str, str], prefix: str) -> Iterator[tuple[str, str]]:
+def below(mounts: Iterable[Mount], paths: Mapping[str, str], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield controller and directory where the mounts, found below `prefix`, show the cgroups at `paths`."""
     for mount in mounts:
         point = Path(prefix + mount.point)
         for controller in mount.controllers & paths.keys():

@@ -9,7 +9,7 @@ from quayscope.sidecar.procfs import TICK_NS
 from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.counters import Counters
 from quayscope.sidecar.resources.pressure import pressure
-from quayscope.sidecar.resources.tried import NODE, RUN_DELAY, Tried
+from quayscope.sidecar.resources.tried import NODE, RUN_DELAY, Tried, number
 
 __all__ = ["node_readings"]
 
@@ -32,16 +32,16 @@ def _cpu(text: str, counters: Counters) -> Iterator[Reading]:
     if name == "cpu":
         for mode, ticks in zip(_MODES, fields, strict=False):
             # Idle and iowait are known to fall by a tick where a CPU's idle time is summed anew.
-            yield counters.highest(names.SYSTEM_CPU, int(ticks) * TICK_NS / 1e9, {"cpu.mode": mode})
+            yield counters.highest(names.SYSTEM_CPU, (number(ticks) or 0) * TICK_NS / 1e9, {"cpu.mode": mode})
 
 
 def _memory(text: str) -> Iterator[Reading]:
     kilobytes = {}
     for line in text.splitlines():
         name, _, rest = line.partition(":")
-        number = rest.split()[:1]
-        if number and number[0].isdigit():
-            kilobytes[name] = int(number[0])
+        size = number(rest.removesuffix("kB"))
+        if size is not None:
+            kilobytes[name] = size
     if "MemTotal" not in kilobytes:
         return
     total = kilobytes["MemTotal"]
@@ -56,6 +56,7 @@ def _memory(text: str) -> Iterator[Reading]:
 
 def _delay(text: str, counters: Counters) -> Iterator[Reading]:
     # cpuN, then nine numbers: the eighth is the time tasks waited to run, in nanoseconds (sched-stats.rst).
-    waits = [int(fields[8]) for fields in map(str.split, text.splitlines()) if fields[0].startswith("cpu")]
+    rows = [line.split() for line in text.splitlines() if line.startswith("cpu")]
+    waits = [number(fields[8]) or 0 for fields in rows if len(fields) > 8]
     if waits:
         yield counters.at(names.SYSTEM_DELAY, sum(waits) / 1e9)

@@ -7,7 +7,18 @@ from collections import defaultdict
 
 from quayscope.sidecar.capabilities import Capabilities, Capability
 
-__all__ = ["CONTAINER", "DISKS", "NETWORK", "NODE", "PRESSURE", "PROCESS_IO", "RUN_DELAY", "SOCKETS", "Tried"]
+__all__ = [
+    "CONTAINER",
+    "DISKS",
+    "NETWORK",
+    "NODE",
+    "PRESSURE",
+    "PROCESS_IO",
+    "RUN_DELAY",
+    "SOCKETS",
+    "Tried",
+    "number",
+]
 
 CONTAINER = "container_resources"
 PRESSURE = "container_pressure"
@@ -32,6 +43,16 @@ _REMEDIES = {
     "with unix_diag and inet_diag, and a seccomp profile that allows socket(AF_NETLINK)",
 }
 _MOST_DETAILS = 3
+_MOST = (1 << 63) - 1
+
+
+def number(text: str) -> int | None:
+    """Return a count as a file has it, None for what is none: negative, too large for OTLP, or no number."""
+    try:
+        value = int(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= _MOST else None
 
 
 class Tried:
