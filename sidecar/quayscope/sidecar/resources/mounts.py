@@ -73,12 +73,16 @@ def cgroup_directories(pid: int, tried: Tried, name: str) -> dict[str, str]:
     """
     paths = parse_cgroups(tried.read(CONTAINER, f"/proc/{pid}/cgroup", f"{name}: /proc/PID/cgroup") or "")
     found: dict[str, str] = {}
+    refusal = ""
     for owner, prefix in ((pid, f"/proc/{pid}/root"), (os.getpid(), "")):
         text = tried.read(CONTAINER, f"/proc/{owner}/mountinfo", f"{name}: /proc/PID/mountinfo")
-        for controller, directory in below(parse_mounts(text or ""), paths, prefix):
-            found.setdefault(controller, directory)
+        try:
+            for controller, directory in below(parse_mounts(text or ""), paths, prefix):
+                found.setdefault(controller, directory)
+        except PermissionError as error:
+            refusal = f"; /proc/PID/root: {error.strerror}"
     if not found and paths:
-        tried.refused(CONTAINER, name, "it is in the root cgroup, or in one that no mount reaches")
+        tried.refused(CONTAINER, name, f"it is in the root cgroup, or in one that no mount reaches{refusal}")
     return found
 
 

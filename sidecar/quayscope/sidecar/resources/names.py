@@ -18,12 +18,13 @@ _NOTHING: Mapping[str, str] = {}
 
 
 class Instrument(NamedTuple):
-    """One metric: its kind, its unit in UCUM, and the kernel's files that it is read from."""
+    """One metric: its kind, its unit in UCUM, the kernel's files it is read from, its attributes."""
 
     name: str
     kind: Kind
     unit: str
     source: str
+    attributes: tuple[str, ...]
 
     def now(self, value: float, attributes: Mapping[str, str] = _NOTHING) -> Reading:
         """Return a gauge's value, or what a delta grew by."""
@@ -33,15 +34,27 @@ class Instrument(NamedTuple):
 INSTRUMENTS: dict[str, Instrument] = {}
 
 
-def _add(name: str, kind: Kind, unit: str, source: str) -> Instrument:
-    instrument = INSTRUMENTS[name] = Instrument(name, kind, unit, source)
+def _add(name: str, kind: Kind, unit: str, source: str, *attributes: str) -> Instrument:
+    instrument = INSTRUMENTS[name] = Instrument(name, kind, unit, source, attributes)
     return instrument
 
 
-PROCESS_CPU = _add("process.cpu.time", "cumulative", "s", "/proc/PID/stat, the process's CPU clock")
-PROCESS_DISK_IO = _add("process.disk.io", "delta", "By", "/proc/PID/io")
+_MODE = "cpu.mode"
+_STATE = "system.memory.state"
+_DEVICE = "system.device"
+_DIRECTION = "disk.io.direction"
+_STALLED = ("quayscope.resource", "quayscope.stalled")
+_SOCKET = ("network.transport", "server.address", "server.port")
 
-CONTAINER_CPU = _add("container.cpu.time", "cumulative", "s", "cpu.stat; cpuacct.usage_{user,sys}")
+
+PROCESS_CPU = _add(
+    "process.cpu.time", "cumulative", "s", "/proc/PID/stat, the process's CPU clock", "tier", "pid"
+)
+PROCESS_DISK_IO = _add(
+    "process.disk.io", "delta", "By", "/proc/PID/io", "process.pid", "process.executable.name", _DIRECTION
+)
+
+CONTAINER_CPU = _add("container.cpu.time", "cumulative", "s", "cpu.stat; cpuacct.usage_{user,sys}", _MODE)
 CONTAINER_CPU_LIMIT = _add(
     "quayscope.container.cpu.limit", "gauge", "{cpu}", "cpu.max; cpu.cfs_quota_us, cpu.cfs_period_us"
 )
@@ -60,36 +73,53 @@ CONTAINER_OOM_KILLS = _add(
     "quayscope.container.memory.oom_kills", "cumulative", "{kill}", "memory.events; memory.oom_control"
 )
 CONTAINER_DISK_IO = _add(
-    "container.disk.io", "cumulative", "By", "io.stat; blkio.throttle.io_service_bytes_recursive"
+    "container.disk.io",
+    "cumulative",
+    "By",
+    "io.stat; blkio.throttle.io_service_bytes_recursive",
+    _DEVICE,
+    _DIRECTION,
 )
 CONTAINER_DISK_OPERATIONS = _add(
     "quayscope.container.disk.operations",
     "cumulative",
     "{operation}",
     "io.stat; blkio.throttle.io_serviced_recursive",
+    _DEVICE,
+    _DIRECTION,
 )
 CONTAINER_PRESSURE = _add(
-    "quayscope.container.pressure",
-    "cumulative",
-    "s",
-    "{cpu,io,memory}.pressure; none in v1",
+    "quayscope.container.pressure", "cumulative", "s", "{cpu,io,memory}.pressure; none in v1", *_STALLED
 )
 CONTAINER_PROCESSES = _add("quayscope.container.processes", "gauge", "{process}", "cgroup.procs")
 
-SYSTEM_CPU = _add("system.cpu.time", "cumulative", "s", "/proc/stat")
+SYSTEM_CPU = _add("system.cpu.time", "cumulative", "s", "/proc/stat", _MODE)
 SYSTEM_DELAY = _add("quayscope.system.cpu.delay", "cumulative", "s", "/proc/schedstat")
-SYSTEM_MEMORY = _add("system.memory.usage", "gauge", "By", "/proc/meminfo")
+SYSTEM_MEMORY = _add("system.memory.usage", "gauge", "By", "/proc/meminfo", _STATE)
 SYSTEM_MEMORY_LIMIT = _add("system.memory.limit", "gauge", "By", "/proc/meminfo")
 SYSTEM_MEMORY_AVAILABLE = _add("system.memory.linux.available", "gauge", "By", "/proc/meminfo")
-SYSTEM_PRESSURE = _add("quayscope.system.pressure", "cumulative", "s", "/proc/pressure/{cpu,io,memory}")
+SYSTEM_PRESSURE = _add(
+    "quayscope.system.pressure", "cumulative", "s", "/proc/pressure/{cpu,io,memory}", *_STALLED
+)
 
-DISK_IO = _add("system.disk.io", "cumulative", "By", "/proc/diskstats")
-DISK_OPERATIONS = _add("system.disk.operations", "cumulative", "{operation}", "/proc/diskstats")
-DISK_OPERATION_TIME = _add("system.disk.operation_time", "cumulative", "s", "/proc/diskstats")
-DISK_IO_TIME = _add("system.disk.io_time", "cumulative", "s", "/proc/diskstats")
-DISK_LATENCY = _add("quayscope.system.disk.latency", "gauge", "s", "/proc/diskstats, over the last second")
+DISK_IO = _add("system.disk.io", "cumulative", "By", "/proc/diskstats", _DEVICE, _DIRECTION)
+DISK_OPERATIONS = _add(
+    "system.disk.operations", "cumulative", "{operation}", "/proc/diskstats", _DEVICE, _DIRECTION
+)
+DISK_OPERATION_TIME = _add(
+    "system.disk.operation_time", "cumulative", "s", "/proc/diskstats", _DEVICE, _DIRECTION
+)
+DISK_IO_TIME = _add("system.disk.io_time", "cumulative", "s", "/proc/diskstats", _DEVICE)
+DISK_LATENCY = _add(
+    "quayscope.system.disk.latency",
+    "gauge",
+    "s",
+    "/proc/diskstats, over the last second",
+    _DEVICE,
+    _DIRECTION,
+)
 DISK_UTILIZATION = _add(
-    "quayscope.system.disk.utilization", "gauge", "1", "/proc/diskstats, over the last second"
+    "quayscope.system.disk.utilization", "gauge", "1", "/proc/diskstats, over the last second", _DEVICE
 )
 
 TCP_SENT = _add("quayscope.network.tcp.segments_sent", "cumulative", "{segment}", "/proc/PID/net/snmp")
@@ -100,7 +130,13 @@ LISTEN_OVERFLOWS = _add(
 LISTEN_DROPS = _add(
     "quayscope.network.tcp.listen_drops", "cumulative", "{connection}", "/proc/PID/net/netstat"
 )
-ACCEPT_QUEUE = _add("quayscope.socket.accept_queue", "gauge", "{connection}", "sock_diag(7)")
-ACCEPT_BACKLOG = _add("quayscope.socket.accept_backlog", "gauge", "{connection}", "sock_diag(7)")
+ACCEPT_QUEUE = _add("quayscope.socket.accept_queue", "gauge", "{connection}", "sock_diag(7)", *_SOCKET)
+ACCEPT_BACKLOG = _add("quayscope.socket.accept_backlog", "gauge", "{connection}", "sock_diag(7)", *_SOCKET)
 
-LEFT_OUT = _add("quayscope.resources.left_out", "gauge", "{item}", "what a bound left out of this second")
+LEFT_OUT = _add(
+    "quayscope.resources.left_out",
+    "gauge",
+    "{item}",
+    "what a bound left out of this second",
+    "quayscope.kind",
+)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.counters import Counters
-from quayscope.sidecar.resources.tried import NETWORK, Tried
+from quayscope.sidecar.resources.tried import NETWORK, Tried, number
 
 __all__ = ["parse_snmp", "tcp_readings"]
 
@@ -30,7 +30,9 @@ def parse_snmp(text: str, group: str, wanted: Iterable[str]) -> dict[str, int]:
         return found
     for name in wanted:
         with contextlib.suppress(ValueError, IndexError):
-            found[name] = int(rows[1][rows[0].index(name)])
+            value = number(rows[1][rows[0].index(name)])
+            if value is not None:
+                found[name] = value
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from own_cgroup import OwnCgroup, own_cgroup
+from own_cgroup import OwnCgroup
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
 BACKLOG = 8
@@ -77,12 +77,6 @@ class Site(NamedTuple):
         """When nginx answered 502, in Unix seconds, from its access log."""
         lines = (self.folder / "access.log").read_text().splitlines()
         return [float(at) for at, status in map(str.split, lines) if status == "502"]
-
-
-@pytest.fixture
-def cgroup() -> Iterator[OwnCgroup]:
-    with own_cgroup() as made:
-        yield made
 
 
 @pytest.fixture
