@@ -17,6 +17,7 @@ from quayscope.sidecar.resources import Container, Processes, Resources
 from quayscope.sidecar.resources.names import INSTRUMENTS
 
 MEGABYTE = 1 << 20
+_SLOT = "quayscope.process.slot"
 
 
 class Point(NamedTuple):
@@ -76,8 +77,9 @@ def one(points: list[Point], name: str, **attributes: str) -> Point:
 
 def written(points: list[Point], unit: int = MEGABYTE) -> dict[str, int]:
     """What was written by pid, and by the others under ``: in whole units, as file systems add a little."""
+    whose = {p.attributes[_SLOT]: str(round(p.value)) for p in points if p.name == "quayscope.process.pid"}
     by_pid = {
-        point.attributes.get("process.pid", ""): round(point.value / unit)
+        whose.get(point.attributes.get(_SLOT, ""), ""): round(point.value / unit)
         for point in points
         if point.name == "process.disk.io" and point.attributes["disk.io.direction"] == "write"
     }

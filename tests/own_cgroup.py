@@ -1,4 +1,7 @@
-"""A cgroup (v1) of a test's own, in each hierarchy that resources are read from; removed at the end."""
+"""A cgroup of a test's own, in each hierarchy that resources are read from; removed at the end.
+
+v1's, and v2's beside them where it is mounted as `unified`: it has no controllers then, but pressure.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ class OwnCgroup:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.directories = {controller: MOUNTS / controller / name for controller in CONTROLLERS}
+        hierarchies = [*CONTROLLERS, *(["unified"] if (MOUNTS / "unified" / "cgroup.procs").exists() else [])]
+        self.directories = {hierarchy: MOUNTS / hierarchy / name for hierarchy in hierarchies}
 
     def set(self, controller: str, file: str, value: int | str) -> None:
         (self.directories[controller] / file).write_text(f"{value}\n")
@@ -35,13 +39,18 @@ class OwnCgroup:
 
     def add(self, pid: int) -> None:
         """Move a process in; what it starts from then on is inside too."""
-        for controller in CONTROLLERS:
-            self.set(controller, "cgroup.procs", pid)
+        for hierarchy in self.directories:
+            self.set(hierarchy, "cgroup.procs", pid)
 
     def entering(self, *command: str) -> list[str]:
         """Return a command line that enters first, then becomes `command`."""
         enter = " && ".join(f"echo $$ > {path}/cgroup.procs" for path in self.directories.values())
         return ["/bin/sh", "-c", f'{enter} && exec "$@"', "sh", *command]
+
+    def contained(self, *command: str) -> list[str]:
+        """Return a command line that enters and sees only its own cgroups, as in a container."""
+        binds = " && ".join(f"mount --bind {path} {path.parent}" for path in self.directories.values())
+        return self.entering("unshare", "--mount", "/bin/sh", "-c", f'{binds} && exec "$@"', "sh", *command)
 
     def remove(self) -> None:
         """Move out who is left, and remove the directories; who is just ending may hold one a moment."""

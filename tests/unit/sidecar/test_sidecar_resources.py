@@ -6,6 +6,7 @@ import errno
 import struct
 import time
 from pathlib import Path
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +14,27 @@ from hypothesis import strategies as st
 from metrics_table import PAGE, with_table
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.measurements import Meter, Reading
+from quayscope.sidecar.resources.busiest import Busiest
 from quayscope.sidecar.resources.counters import Counters, boot_ns
-from quayscope.sidecar.resources.names import CONTAINER_CPU, INSTRUMENTS, SYSTEM_CPU
+from quayscope.sidecar.resources.names import (
+    ACCEPT_QUEUE,
+    CONTAINER_CPU,
+    INSTRUMENTS,
+    PROCESS_DISK_IO,
+    PROCESS_PID,
+    SYSTEM_CPU,
+)
 from quayscope.sidecar.resources.network import parse_snmp
-from quayscope.sidecar.resources.sockets import Listener, parse_inet, parse_unix
+from quayscope.sidecar.resources.processes import Process, Used
+from quayscope.sidecar.resources.sockets import (
+    MOST_SOCKETS,
+    Address,
+    Listener,
+    SocketDiagnosis,
+    parse_inet,
+    parse_unix,
+    queue_readings,
+)
 from quayscope.sidecar.resources.tried import DISKS, NODE, SOCKETS, Tried
 
 
@@ -146,3 +164,78 @@ def test_any_answer_is_taken(body: bytes) -> None:
     """No bytes of an answer raise."""
     parse_unix(body)
     parse_inet(body)
+
+
+def _process(pid: int, name: str) -> Process:
+    return Process(pid, name, 1, 1, 1, 0, 0, 0, 1, 0)
+
+
+def test_series_by_process_are_bounded_whoever_comes() -> None:
+    """Ten thousand processes, a thousand names: 20 slots, 64 names, and the pids are the true ones."""
+    busiest = Busiest()
+    seen = set()
+    for second in range(500):
+        first = 1 + 20 * second
+        busy = [(_process(pid, f"name{pid % 1000}"), Used(0, pid)) for pid in range(first, first + 25)]
+        readings = list(busiest.readings(busy))
+        seen |= {(reading.name, *reading.attributes.items()) for reading in readings}
+        pids = {
+            r.attributes["quayscope.process.slot"]: r.value for r in readings if r.name == PROCESS_PID.name
+        }
+        written = {
+            r.attributes.get("quayscope.process.slot"): r.value
+            for r in readings
+            if r.name == PROCESS_DISK_IO.name and r.attributes["disk.io.direction"] == "write"
+        }
+        assert sorted(pids.values()) == list(range(first + 5, first + 25))
+        assert written.pop(None) == sum(range(first, first + 5))
+        assert written == pids
+    assert len(seen) <= 20 + 2 * (20 * 65 + 1)
+
+
+def test_a_process_keeps_its_slot_while_it_is_among_the_busiest() -> None:
+    """Whoever comes or goes beside it; one that comes back may get another."""
+    busiest = Busiest()
+
+    def slots(*pids: int) -> dict[float, str]:
+        readings = busiest.readings([(_process(pid, "postgres"), Used(1, 0)) for pid in pids])
+        return {
+            r.value: r.attributes["quayscope.process.slot"] for r in readings if r.name == PROCESS_PID.name
+        }
+
+    first = slots(5, 6, 7)
+    assert len(set(first.values())) == 3
+    second = slots(7, 8, 5)
+    assert (second[5], second[7]) == (first[5], first[7])
+    assert second[8] == first[6]
+
+
+class _Answers:
+    """What sock_diag would say."""
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self._listeners = listeners
+
+    def listeners(self) -> list[Listener]:
+        return self._listeners
+
+
+def test_addresses_are_bounded_and_the_fullest_are_told() -> None:
+    """Idle sockets of ever new names fill half of the room; one with a queue is told all the same."""
+    known: set[Address] = set()
+    for second in range(10):
+        idle = [Listener("unix", f"/tmp/{second}-{number}", None, 0, 8) for number in range(100)]
+        full = Listener("unix", "/run/gunicorn_web.sock", None, 9, 8)
+        reused = [Listener("tcp", "0.0.0.0", 8443, queue, 128) for queue in (0, 7, 3)]
+        answers = cast(SocketDiagnosis, _Answers([*idle, *reused, full] if second else idle))
+        readings, left_out = queue_readings(answers, known, Tried())
+        values = {
+            (r.attributes["server.address"], r.attributes.get("server.port")): r.value
+            for r in readings
+            if r.name == ACCEPT_QUEUE.name
+        }
+        if second:
+            assert values["/run/gunicorn_web.sock", None] == 9
+            assert values["0.0.0.0", "8443"] == 7
+        assert len(values) + left_out == 100 + 2 * bool(second)
+    assert len(known) <= MOST_SOCKETS // 2 + 2

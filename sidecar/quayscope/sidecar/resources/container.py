@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.resources import names
+from quayscope.sidecar.resources.busiest import Busiest
 from quayscope.sidecar.resources.cgroup import Cgroup
 from quayscope.sidecar.resources.counters import Counters, boot_ns
 from quayscope.sidecar.resources.mounts import cgroup_directories
 from quayscope.sidecar.resources.processes import Process, Processes, Used
 from quayscope.sidecar.resources.tried import PROCESS_IO, Tried
 
-__all__ = ["TOP_PROCESSES", "Container", "ContainerWatch"]
+__all__ = ["Container", "ContainerWatch"]
 
-TOP_PROCESSES = 20
-"""As many processes are told by themselves, by bytes of this second; the others are one sum."""
 _LOCATE_EVERY = 10
 
 
@@ -41,6 +40,7 @@ class ContainerWatch:
         self._located_for = 0
         self._cgroup = Cgroup({}, self._counters, name)
         self._delay_ns = 0
+        self._busiest = Busiest()
         self.identity: tuple[int, int] | None = None
         """The cgroup, however its path is written; None where there is none."""
 
@@ -70,7 +70,7 @@ class ContainerWatch:
         found.append(names.CONTAINER_PROCESSES.now(len(inside)))
         found.append(self._counters.at(names.CONTAINER_DELAY, self._delay_ns / 1e9))
         if tried.permitted(PROCESS_IO):
-            found += _by_process(busy)
+            found += self._busiest.readings(busy)
         return found
 
 
@@ -82,21 +82,3 @@ def _identity(directories: Mapping[str, str]) -> tuple[int, int] | None:
             continue
         return facts.st_dev, facts.st_ino
     return None
-
-
-def _by_process(busy: list[tuple[Process, Used]]) -> Iterator[Reading]:
-    busy.sort(key=lambda one: one[1].read + one[1].written, reverse=True)
-    for process, used in busy[:TOP_PROCESSES]:
-        for direction, value in (("read", used.read), ("write", used.written)):
-            if value:
-                attributes = {
-                    "process.pid": str(process.pid),
-                    "process.executable.name": process.name,
-                    "disk.io.direction": direction,
-                }
-                yield names.PROCESS_DISK_IO.now(value, attributes)
-    rest = [used for _, used in busy[TOP_PROCESSES:]]
-    # Told even when it is nothing: a delta then covers one second, not all the idle ones before it.
-    for direction, value in (("read", sum(u.read for u in rest)), ("write", sum(u.written for u in rest))):
-        attributes = {"process.executable.name": "others", "disk.io.direction": direction}
-        yield names.PROCESS_DISK_IO.now(value, attributes)

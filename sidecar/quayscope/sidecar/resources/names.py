@@ -43,6 +43,7 @@ _MODE = "cpu.mode"
 _STATE = "system.memory.state"
 _DEVICE = "system.device"
 _DIRECTION = "disk.io.direction"
+_SLOT = "quayscope.process.slot"
 _STALLED = ("quayscope.resource", "quayscope.stalled")
 _SOCKET = ("network.transport", "server.address", "server.port")
 
@@ -51,8 +52,9 @@ PROCESS_CPU = _add(
     "process.cpu.time", "cumulative", "s", "/proc/PID/stat, the process's CPU clock", "tier", "pid"
 )
 PROCESS_DISK_IO = _add(
-    "process.disk.io", "delta", "By", "/proc/PID/io", "process.pid", "process.executable.name", _DIRECTION
+    "process.disk.io", "delta", "By", "/proc/PID/io", _SLOT, "process.executable.name", _DIRECTION
 )
+PROCESS_PID = _add("quayscope.process.pid", "gauge", "1", "the process that has the slot", _SLOT)
 
 CONTAINER_CPU = _add("container.cpu.time", "cumulative", "s", "cpu.stat; cpuacct.usage_{user,sys}", _MODE)
 CONTAINER_CPU_LIMIT = _add(

@@ -18,10 +18,18 @@ from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.tried import SOCKETS, Tried
 
-__all__ = ["MOST_SOCKETS", "Listener", "SocketDiagnosis", "parse_inet", "parse_unix", "queue_readings"]
+__all__ = [
+    "MOST_SOCKETS",
+    "Address",
+    "Listener",
+    "SocketDiagnosis",
+    "parse_inet",
+    "parse_unix",
+    "queue_readings",
+]
 
 MOST_SOCKETS = 256
-"""As many are told in one namespace, the fullest; those beyond are counted as left out."""
+"""As many are told by one sidecar in its life, the fullest first; those beyond are counted as left out."""
 _SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _DONE, _ERROR = 3, 2
@@ -39,6 +47,10 @@ _NAME, _QUEUE = 0, 4
 _PATIENCE_S = 0.2
 _MOST_ANSWERS = 4096
 _CLONE_NEWNET = 0x40000000
+
+
+Address = tuple[str, str, int | None]
+"""Transport, address and port."""
 
 
 class Listener(NamedTuple):
@@ -130,8 +142,13 @@ def parse_inet(body: bytes) -> Listener | None:
     return Listener("tcp", address, _INET_PORT.unpack_from(body, 4)[0], queue, backlog)
 
 
-def queue_readings(diagnosis: SocketDiagnosis, tried: Tried) -> tuple[list[Reading], int]:
-    """Return queue and backlog of each listening socket, and how many beyond the bound were left out."""
+def queue_readings(
+    diagnosis: SocketDiagnosis, known: set[Address], tried: Tried
+) -> tuple[list[Reading], int]:
+    """Return queue and backlog of each listening socket, and how many beyond the bound were left out.
+
+    `known` are the addresses told so far, which are added to: each is a series for good.
+    """
     try:
         listeners = diagnosis.listeners()
     except OSError as error:
@@ -139,18 +156,25 @@ def queue_readings(diagnosis: SocketDiagnosis, tried: Tried) -> tuple[list[Readi
         return [], 0
     tried.worked(SOCKETS)
     # Several sockets may share an address (SO_REUSEPORT): a connection is lost when one of them is full.
-    fullest: dict[tuple[str, str, int | None], Listener] = {}
+    fullest: dict[Address, Listener] = {}
     for listener in sorted(listeners, key=lambda listener: listener.queue - listener.backlog):
+        fullest.pop(listener[:3], None)
         fullest[listener[:3]] = listener
-    told = sorted(fullest.values(), key=lambda listener: listener.backlog - listener.queue)
     readings = []
-    for listener in told[:MOST_SOCKETS]:
+    left_out = 0
+    for address, listener in reversed(fullest.items()):
+        # Half of the room is for those in which somebody waits: names of idle ones may be without end.
+        room = MOST_SOCKETS if listener.queue else MOST_SOCKETS // 2
+        if address not in known and len(known) >= room:
+            left_out += 1
+            continue
+        known.add(address)
         attributes = {"network.transport": listener.transport, "server.address": listener.address}
         if listener.port is not None:
             attributes["server.port"] = str(listener.port)
         readings.append(names.ACCEPT_QUEUE.now(listener.queue, attributes))
         readings.append(names.ACCEPT_BACKLOG.now(listener.backlog, attributes))
-    return readings, len(told) - len(readings) // 2
+    return readings, left_out
 
 
 def _open() -> socket.socket:

@@ -14,7 +14,7 @@ from quayscope.sidecar.resources.disks import Disks
 from quayscope.sidecar.resources.network import tcp_readings
 from quayscope.sidecar.resources.node import node_readings
 from quayscope.sidecar.resources.processes import Process, Processes
-from quayscope.sidecar.resources.sockets import SocketDiagnosis, queue_readings
+from quayscope.sidecar.resources.sockets import Address, SocketDiagnosis, queue_readings
 from quayscope.sidecar.resources.tried import SOCKETS, Tried
 
 __all__ = ["MOST_CONTAINERS", "Resources"]
@@ -66,6 +66,7 @@ class Resources:
         self._disks = Disks(self._node_counters)
         self._containers: dict[_Key, tuple[ContainerWatch, Meter]] = {}
         self._networks: dict[int, _Network] = {}
+        self._told_sockets: set[Address] = set()
         self._own_namespace = _namespace(os.getpid()) or 0
 
     def tick(self, containers: Sequence[Container]) -> None:
@@ -141,7 +142,7 @@ class Resources:
             pid = os.getpid() if process is None else process.pid
             readings = list(tcp_readings(pid, self._tried, network.counters))
             if network.diagnosis is not None:
-                queues, more = queue_readings(network.diagnosis, self._tried)
+                queues, more = queue_readings(network.diagnosis, self._told_sockets, self._tried)
                 readings += queues
                 left_out += more
             elif network.refusal is not None:

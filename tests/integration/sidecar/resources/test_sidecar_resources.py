@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +68,54 @@ def test_a_container_under_limits_is_told_as_its_cgroup_has_it(
     assert point.start_ns < point.time_ns - 1_000_000
     held = {capability.name: capability for capability in measured.capabilities.all()}
     assert held["container_resources"].permitted
-    assert not held["container_pressure"].permitted
+    assert held["container_pressure"].permitted == ("unified" in cgroup.directories)
+
+
+_FIND = """
+import json, sys
+from quayscope.sidecar.resources.mounts import cgroup_directories
+from quayscope.sidecar.resources.tried import Tried
+print(json.dumps(cgroup_directories(int(sys.argv[1]), Tried(), "target")))
+"""
+
+
+def test_a_cgroup_is_found_by_its_containers_mounts_where_ours_do_not_reach_it(
+    cgroup: OwnCgroup, start: Callable[..., Told]
+) -> None:
+    """A sidecar without mounts of cgroups reads a sibling's through the sibling's root, and only its own."""
+    told = start(cgroup.contained)
+    blind = ["unshare", "--mount", "/bin/sh", "-c", 'umount -l /sys/fs/cgroup/* && exec "$@"', "sh"]
+    answer = subprocess.check_output([*blind, sys.executable, "-c", _FIND, str(told.pid)])
+    found = json.loads(answer)
+    assert found.keys() >= cgroup.directories.keys()
+    for hierarchy, directory in cgroup.directories.items():
+        assert found[hierarchy] == f"/proc/{told.pid}/root/sys/fs/cgroup/{hierarchy}"
+        assert Path(found[hierarchy]).stat().st_ino == directory.stat().st_ino
+    plain = start(cgroup.entering)
+    assert json.loads(subprocess.check_output([sys.executable, "-c", _FIND, str(plain.pid)])) == {
+        hierarchy: f"/proc/{plain.pid}/root{directory}" for hierarchy, directory in cgroup.directories.items()
+    }
+
+
+def test_pressure_of_a_v2_cgroup(measured: Measured, cgroup: OwnCgroup, start: Callable[..., Told]) -> None:
+    """What the kernel says before and after; two processes that want one CPU stall each other."""
+    if "unified" not in cgroup.directories or not Path("/proc/pressure/cpu").exists():
+        pytest.skip("no cgroup v2, or a kernel without pressure")
+    told = start(cgroup.entering)
+    cpu = min(os.sched_getaffinity(0))
+    told.do(f"os.sched_setaffinity(0, [{cpu}])")
+    told.do("burn = lambda: [None for _ in iter(lambda: time.process_time() < 0.15, False)]")
+    told.do("child = os.fork() or (burn(), os._exit(0)); burn(); os.waitpid(child, 0)")
+
+    def kernel() -> float:
+        some = cgroup.get("unified", "cpu.pressure").split("total=")[1].split()[0]
+        return int(some) / 1e6
+
+    before = kernel()
+    wanted = {"quayscope.resource": "cpu", "quayscope.stalled": "some"}
+    points = measured.tick(Container({"service_name": "quay-app"}, told.pid))
+    value = one(points, "quayscope.container.pressure", **wanted).value
+    assert 0 < before <= value <= kernel()
 
 
 def test_two_programs_of_a_container_are_one_series_and_a_restart_begins_anew(
