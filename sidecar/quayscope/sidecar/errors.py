@@ -5,6 +5,7 @@
     quayscope.profile.Failure
     └── SidecarError             this package
         ├── BadOption            a flag that cannot be honoured (exit code 2)
+        ├── MalformedCfi         unwind tables that contradict themselves
         └── MalformedElf         a file that is not the ELF object it claims to be
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "MalformedCfi", "MalformedElf", "SidecarError"]
 
 
 class SidecarError(Failure):
@@ -26,6 +27,10 @@ class BadOption(SidecarError):
     """A flag that cannot be honoured."""
 
     exit_code = 2
+
+
+class MalformedCfi(SidecarError):
+    """Call frame information that contradicts itself or is cut short; the text says what was wrong."""
 
 
 class MalformedElf(SidecarError):

@@ -92,7 +92,8 @@ class Elf:
 
     A descriptor is duplicated and may be closed by the caller; the copy is closed with the object. Symbols
     are read when they are first asked for. Raises `MalformedElf` when the file is something else or
-    contradicts itself, OSError when it cannot be read.
+    contradicts itself, OSError when it cannot be read. `frame_header` is where `.eh_frame_hdr` lies by the
+    program headers: it is there when section headers were stripped.
     """
 
     def __init__(self, source: int | bytes) -> None:
@@ -108,7 +109,7 @@ class Elf:
         facts = self._read_header()
         self.segments: list[Segment] = []
         self._notes: list[tuple[int, int]] = []
-        self._frame_header: Extent | None = None
+        self.frame_header: Extent | None = None
         self._read_segments(*facts.segments)
         self.sections: list[Section] = []
         self._read_sections(*facts.sections, facts.names)
@@ -169,7 +170,7 @@ class Elf:
             if kind == _PT_LOAD:
                 self.segments.append(Segment(offset, address, in_file, bool(flags & _EXECUTABLE)))
             elif kind == _PT_GNU_EH_FRAME:
-                self._frame_header = Extent(address, offset, in_file)
+                self.frame_header = Extent(address, offset, in_file)
             elif kind == _PT_NOTE:
                 self._notes.append((offset, in_file))
 
@@ -355,9 +356,9 @@ class Elf:
         return table[: len(table) - len(table) % _SYMBOL_BYTES], names
 
     def _read_starts(self) -> Starts:
-        if self._frame_header is None:
+        if self.frame_header is None:
             return Starts()
-        address, offset, size = self._frame_header
+        address, offset, size = self.frame_header
         return Starts.of_frame_header(self._piece(offset, size, ".eh_frame_hdr"), address)
 
 

@@ -8,7 +8,6 @@ Inherited events need a ring per CPU, hence one event per task and CPU, all of a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -17,25 +16,12 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["PerfRings", "Sample", "TaskEvent", "open_event"]
+from quayscope.sidecar.native.events import open_event, set_output
 
-_libc = ctypes.CDLL(None, use_errno=True)
-# The number of the system call differs by machine: asm/unistd.h.
-_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}.get(os.uname().machine, 298)
-_FLAG_CLOEXEC = 8
-_IOC_SET_OUTPUT = 0x2405
-
-_TYPE_SOFTWARE = 1
-_CPU_CLOCK = 0
-_SAMPLE_TID, _SAMPLE_TIME, _SAMPLE_CALLCHAIN, _SAMPLE_PERIOD = 1 << 1, 1 << 2, 1 << 5, 1 << 8
-_INHERIT, _EXCLUDE_KERNEL, _EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
-_EXCLUDE_IDLE, _FREQ, _TASK = 1 << 7, 1 << 10, 1 << 13
-_SAMPLE_ID_ALL, _EXCLUDE_CALLCHAIN_KERNEL, _USE_CLOCKID = 1 << 18, 1 << 21, 1 << 25
-_ATTRIBUTES = struct.Struct("<IIQQQQQIIQQQQIiQIHHIIQQ")
-_MAX_STACK = 127
+__all__ = ["PerfRings", "Sample", "TaskEvent"]
 
 _HEADER = struct.Struct("<IHH")
-_SAMPLE = struct.Struct("<IIQQQ")
+_SAMPLE = struct.Struct("<QIIQQQ")
 _LOST = struct.Struct("<QQ")
 _TASK_RECORD = struct.Struct("<IIIIQ")
 _RECORD_LOST, _RECORD_EXIT, _RECORD_THROTTLE, _RECORD_FORK, _RECORD_SAMPLE = 2, 4, 5, 7, 9
@@ -65,29 +51,6 @@ class TaskEvent(NamedTuple):
     pid: int
     parent: int
     exited: bool
-
-
-def open_event(pid: int, cpu: int, hz: int, *, kernel: bool) -> int:
-    """Open a CPU clock event on a task and what it forks; returns its descriptor.
-
-    Raises OSError with what the kernel answered: EACCES/EPERM not permitted (by `perf_event_paranoid`,
-    another user's process, or a seccomp filter), ESRCH gone, EMFILE out of descriptors.
-    """
-    flags = _INHERIT | _EXCLUDE_HV | _EXCLUDE_IDLE | _FREQ | _TASK | _SAMPLE_ID_ALL | _USE_CLOCKID
-    if not kernel:
-        flags |= _EXCLUDE_KERNEL | _EXCLUDE_CALLCHAIN_KERNEL
-    sample = _SAMPLE_TID | _SAMPLE_TIME | _SAMPLE_CALLCHAIN | _SAMPLE_PERIOD
-    wake_each_record = 1
-    monotonic = 1
-    attributes = _ATTRIBUTES.pack(
-        *(_TYPE_SOFTWARE, _ATTRIBUTES.size, _CPU_CLOCK, hz, sample, 0, flags, wake_each_record, 0),
-        *(0, 0, 0, 0, 0, monotonic, 0, 0, _MAX_STACK, 0, 0, 0, 0, 0),
-    )
-    descriptor = _libc.syscall(_PERF_EVENT_OPEN, attributes, pid, cpu, -1, ctypes.c_ulong(_FLAG_CLOEXEC))
-    if descriptor < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return int(descriptor)
 
 
 class _Ring:
@@ -176,9 +139,7 @@ class PerfRings:
             for cpu, ring in self._rings.items():
                 descriptor = open_event(pid, cpu, self._hz, kernel=self._kernel)
                 events.append(descriptor)
-                if _libc.ioctl(descriptor, _IOC_SET_OUTPUT, ring.descriptor) < 0:
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number))
+                set_output(descriptor, ring.descriptor)
         except OSError as error:
             _close_all(events)
             if error.errno != errno.ESRCH:
@@ -230,7 +191,7 @@ class PerfRings:
 
     @staticmethod
     def _sample(data: bytes, at: int) -> Sample:
-        pid, _, time_ns, period, depth = _SAMPLE.unpack_from(data, at)
+        _, pid, _, time_ns, period, depth = _SAMPLE.unpack_from(data, at)
         kernel: list[int] = []
         user: list[int] = []
         into = user
