@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,29 @@ def test_ended_processes(libraries: Path, tmp_path: Path) -> None:
     assert seen.frames(again, lies).frames[0].function == "main"
     assert not unseen.frames(space, lies).known
     assert unseen.unnamed == 1
+
+
+def test_upgraded_library_in_pieces(libraries: Path, tmp_path: Path) -> None:
+    """A library whose code lies in two mappings that continue one another is found after its removal too."""
+    library = tmp_path / "libshop.so"
+    shutil.copy(libraries / "old.so", library)
+    address = next(a for a, n in functions(library).items() if "before_upgrade" in n)
+    script = (
+        "import ctypes, mmap, os, sys\n"
+        "file = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.mmap.restype = ctypes.c_void_p\n"
+        "libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]\n"
+        "base = libc.mmap(None, 8192, 5, 2, file, 0)\n"
+        "libc.mprotect(ctypes.c_void_p(base), 4096, 7)\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with running(sys.executable, "-c", script, library) as process:
+        library.unlink()
+        space = space_of(process.pid)
+        mapping = next(m for m in space.mappings if m.path.startswith(str(library)))
+        lines = Path(f"/proc/{process.pid}/maps").read_text().count(str(library))
+        assert (lines, mapping.end - mapping.start) == (2, 8192)
+        named = Symbols(Objects()).frames(space, mapping.start + address)
+    assert named.frames[0].function == ("before_upgrade" if os.geteuid() == 0 else library.name)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
-from quayscope.sidecar.native.maps import read_maps
+from quayscope.sidecar.native.maps import Mapping, parse_maps
 
 __all__ = ["VDSO", "Objects", "open_regular"]
 
@@ -34,6 +34,7 @@ _MAX_OBJECTS = 128
 _MAX_FILES = 1024
 _MAX_PLACES = 8192
 _MAPS_FRESH_S = 1.0
+_MAX_MAPS = 16 << 20
 _IDENTITY_BYTES = 4096
 _MAX_VDSO = 1 << 20
 
@@ -168,8 +169,10 @@ class _DeletedMappings:
         """Return one mapping of a file that lay at `path` and does no more."""
         now = time.monotonic()
         if pid != self._pid or now > self._read_at + _MAPS_FRESH_S:
-            space = read_maps(pid)
-            mappings = [] if space is None else space.mappings
+            # Line by line: map_files knows mappings as the kernel has them, not those merged.
+            mappings: list[Mapping] = []
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+                mappings = parse_maps(maps.read(_MAX_MAPS))
             present = {mapping.path for mapping in mappings}
             self._spans = {
                 plain: (mapping.start, mapping.end)
