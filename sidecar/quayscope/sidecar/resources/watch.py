@@ -43,21 +43,21 @@ class _Network:
 
 
 class Resources:
-    """Measures containers and node. `labels` and a container's own go on its series, `node` takes the rest.
+    """Measures containers and node. `labels` go on every series, and a container's own on its.
 
-    The processes are looked at by `processes`, which others may ask too; it is theirs to be `look`ed first.
+    `processes` are to be looked at before each tick. A tick is one message to `send`.
     """
 
     def __init__(
         self,
         labels: dict[str, str],
-        node: Meter,
         processes: Processes,
         send: Callable[[bytes], None],
         capabilities: Capabilities,
     ) -> None:
         self._labels = labels
-        self._node = node
+        self._parts: list[bytes] = []
+        self._node = Meter({**labels, "service_name": "quayscope-sidecar"}, self._parts.append)
         self._processes = processes
         self._send = send
         self._capabilities = capabilities
@@ -71,6 +71,7 @@ class Resources:
 
     def tick(self, containers: Sequence[Container]) -> None:
         """Take and send one second of everything; what cannot be read is a capability that is missing."""
+        self._parts.clear()  # of a tick that failed halfway
         node = [*node_readings(self._tried, self._node_counters), *self._disks.readings(self._tried)]
         seen: set[tuple[int, int]] = set()
         spaces: dict[int, tuple[Process | None, Meter]] = {}
@@ -104,6 +105,8 @@ class Resources:
             )
         ]
         self._node.emit(node)
+        # Messages of protocol buffers, one after the other, are one message with what is in all of them.
+        self._send(b"".join(self._parts))
         self._tried.report(self._capabilities)
 
     def close(self) -> None:
@@ -117,7 +120,7 @@ class Resources:
         held = self._containers.pop(key, None)
         if held is None:
             name = container.labels.get("container") or container.labels.get("service_name", "container")
-            held = (ContainerWatch(name), Meter({**self._labels, **container.labels}, self._send))
+            held = (ContainerWatch(name), Meter({**self._labels, **container.labels}, self._parts.append))
             while len(self._containers) >= MOST_CONTAINERS:
                 del self._containers[next(iter(self._containers))]  # the one not seen for longest
         self._containers[key] = held
