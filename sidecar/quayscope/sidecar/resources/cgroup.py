@@ -99,7 +99,7 @@ class Cgroup:
         """Read a controller's file: v1's hierarchy when there is one for it, v2's else."""
         directory = self._directories.get(controller) or self._unified
         if not directory:
-            tried.refused(capability, f"{self._name}: {file}", f"no hierarchy of {controller} is reached")
+            tried.refused(capability, f"{self._name}: {controller}", "in the root cgroup, or not reached")
             return None
         return tried.read(capability, f"{directory}/{file}", f"{self._name}: {file}")
 
