@@ -33,13 +33,13 @@ tiers = TierCpu(processes)
 resources = Resources({}, processes, sent.append, Capabilities())
 costs, plain, ran = [], [], []
 for _ in range(rounds + 2):
-    time.sleep(0.4)
+    time.sleep(0.3)
     began = time.thread_time()
     processes.look()
     meter.emit(tiers.readings(None, first))
     resources.tick([Container({"service_name": "quay-app"}, first)])
     costs.append((time.thread_time() - began) * 1e3)
-    time.sleep(0.4)
+    time.sleep(0.3)
     began = time.thread_time()
     for process in processes.tree(first):
         for name in ("stat", "io", "schedstat"):
