@@ -104,9 +104,7 @@ class Sidecar:
         )
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
-        self._resources = Resources(
-            options.labels, self._meter, self._processes, self._uplink.metrics, self._capabilities
-        )
+        self._resources = Resources(options.labels, self._processes, self._uplink.metrics, self._capabilities)
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
