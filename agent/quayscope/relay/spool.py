@@ -147,15 +147,16 @@ class Spool:
             segment.end += size
             return Position(segment.number, segment.end)
 
-    def sync(self, position: Position) -> None:
+    def sync(self, position: tuple[int, int]) -> None:
         """Wait until what was appended up to `position` is on disk; raises OSError.
 
         Those who wait at the same time share one wait.
         """
+        number, wanted = position
         with self._sync_lock:
             with self._lock:
-                segment = self._segments.get(position.segment)
-                if segment is None or segment.synced >= position.end:
+                segment = self._segments.get(number)
+                if segment is None or segment.synced >= wanted:
                     return
                 if self._open is None or self._open[0] is not segment:
                     return
@@ -202,8 +203,11 @@ class Spool:
                 self._remove_finished(segment)
         return None
 
-    def done(self, batch: Batch, count: int) -> None:
-        """The first `count` messages of the batch need not be sent again."""
+    def done(self, batch: Batch, count: int, *, regroup: bool = False) -> None:
+        """Forget the first `count` messages of the batch; the others are to be sent again.
+
+        They come as one group, or with `regroup` together with what follows them.
+        """
         with self._lock:
             segment = self._segments.get(batch.segment)
             if segment is None:
@@ -211,6 +215,8 @@ class Spool:
             segment.busy = False
             if count:
                 segment.sent = batch.entries[count - 1].end
+            if regroup:
+                segment.cut = 0
             self._write_state(segment)
             self._remove_finished(segment)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_messages_come_back_in_order_by_kind(spool: Spool) -> None:
 
 
 def test_another_process_takes_up_where_one_ended(folder: Path) -> None:
-    """What was done is not read again; what was being sent comes as the same group, with nothing new in it."""
+    """What was done is not read again; what was being sent comes as the same group, nothing new in it."""
     first = Spool(folder)
     first.open()
     for body in (b"1", b"2", b"3"):
@@ -203,15 +204,22 @@ def test_two_processes_do_not_share_a_spool(spool: Spool, folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program, str(folder)], check=False).returncode == 7
 
 
+def _fill(spool: Spool) -> int:
+    for kept in range(1000):
+        try:
+            spool.append("spans", b"x" * 10_000)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                return kept
+            raise
+    raise AssertionError("the disk is larger than it was made")
+
+
 def test_a_full_disk_is_an_error_that_changes_nothing(small_disk: Path) -> None:
     """Where the file system has no room the append raises, and what was there before is whole."""
     opened = Spool(small_disk / "spool")
     opened.open()
-    kept = 0
-    with pytest.raises(OSError, match="No space left"):
-        for _ in range(1000):
-            opened.append("spans", b"x" * 10_000)
-            kept += 1
+    kept = _fill(opened)
     assert kept > 10
     assert len(_drain(opened, "live")) == kept
     opened.append("spans", b"y")
@@ -224,14 +232,12 @@ def test_a_full_disk_is_an_error_that_changes_nothing(small_disk: Path) -> None:
 
 def test_many_threads_append_while_one_sends(spool: Spool) -> None:
     """Nothing is lost, doubled or mixed, and each is on disk when its thread goes on."""
-    threads = [
-        threading.Thread(
-            target=lambda name=name: [
-                spool.sync(spool.append("spans", b"%d-%d" % (name, number))) for number in range(50)
-            ]
-        )
-        for name in range(6)
-    ]
+
+    def append(name: int) -> None:
+        for number in range(50):
+            spool.sync(spool.append("spans", b"%d-%d" % (name, number)))
+
+    threads = [threading.Thread(target=append, args=(name,)) for name in range(6)]
     for thread in threads:
         thread.start()
     found: list[bytes] = []
