@@ -102,7 +102,7 @@ class Outbox:
                     self._changed.notify_all()
                 return True
         with self._changed:
-            if self._closing_at is not None or self._bytes + len(body) > MAX_QUEUE_BYTES:
+            if self._closing_at is not None or self._held() + len(body) > MAX_QUEUE_BYTES:
                 return False
             self._add(Item(kind, len(body), body=body))
             self._changed.notify_all()
@@ -204,6 +204,12 @@ class Outbox:
 
     def _is_over(self, closing_at: float) -> bool:
         return time.monotonic() >= closing_at or (self._away and self._spool is not None)
+
+    def _held(self) -> int:
+        """Return the bytes in memory, what is being sent among them: it may come back."""
+        group = self._inflight
+        sending = group.items if group is not None and group.batch is None else []
+        return self._bytes + sum(item.size for item in sending)
 
     def _add(self, item: Item) -> None:
         self._queue.append(item)

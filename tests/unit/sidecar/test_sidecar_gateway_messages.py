@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from quayscope.profile import PROCESS_CPU, Attributes, Frame, Profile, pprof
 from quayscope.profile.push import PushSeries, decode_push, encode_push
@@ -25,6 +27,7 @@ from quayscope.sidecar.gateway.otlp import read_otlp
 from quayscope.sidecar.gateway.push import read_push
 from quayscope.sidecar.gateway.schema import METRICS, PPROF, TRACES, WIRE, check, fields_of
 
+_DELTA = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 _NOW = 1_700_000_000_000_000_000
 _LABELS = {"namespace": "quay", "pod": "quay-0"}
 _WIRES = {
@@ -89,12 +92,12 @@ def _traces() -> ExportTraceServiceRequest:
                 trace_id=b"\x00" * 15 + b"\x01",
                 span_id=bytes([number + 1]) * 8,
                 name="GET / é",
-                kind=2,
+                kind=Span.SPAN_KIND_SERVER,
                 start_time_unix_nano=_NOW,
                 end_time_unix_nano=_NOW + 5,
                 flags=257,
             )
-            span.status.code = 2
+            span.status.code = Status.STATUS_CODE_ERROR
             span.attributes.add(key="n").value.int_value = -3
             span.attributes.add(key="empty").value.string_value = ""
             span.attributes.add(key="f").value.double_value = 0.5
@@ -114,10 +117,10 @@ def _metrics() -> ExportMetricsServiceRequest:
     gauge.add(time_unix_nano=5, as_int=-7)
     gauge.add(time_unix_nano=5, as_double=float("inf"))
     total = metrics.add(name="s").sum
-    total.aggregation_temporality, total.is_monotonic = 1, True
+    total.aggregation_temporality, total.is_monotonic = _DELTA, True
     total.data_points.add(time_unix_nano=6, as_int=0)
     bars = metrics.add(name="h").histogram
-    bars.aggregation_temporality = 2
+    bars.aggregation_temporality = _DELTA
     point = bars.data_points.add(count=3, sum=1.5, bucket_counts=[1, 2], explicit_bounds=[0.1])
     point.exemplars.add(as_double=1.0, trace_id=b"\x02" * 16, span_id=b"\x03" * 8)
     exponential = metrics.add(name="e").exponential_histogram.data_points.add(scale=-3, count=1)

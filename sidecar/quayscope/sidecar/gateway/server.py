@@ -34,7 +34,7 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Type: text/plain\r\nContent-Length: 22\r\n\r\ntoo many connections\r\n"
 )
-_POLL_S = 0.1
+_ACCEPT_PAUSE_S = 0.1
 
 
 class Address(NamedTuple):
@@ -135,8 +135,9 @@ class Listener:
                 next_step=f"choose another with {flag}, or {flag} off",
             ) from error
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), daemon=True)
-        self._thread.name = f"gateway {self.port}"
+        self._thread = threading.Thread(
+            target=self._server.accept_until_closed, name=f"gateway {self.port}", daemon=True
+        )
 
     def start(self) -> None:
         """Begin to answer."""
@@ -144,8 +145,9 @@ class Listener:
 
     def close(self, timeout_s: float) -> None:
         """Take no more; requests that are being read have a little time to end."""
+        self._server.stop_accepting()
         if self._thread.ident is not None:
-            self._server.shutdown()
+            self._thread.join(1.0)
         self._server.server_close()
         self._server.end(timeout_s)
 
@@ -162,6 +164,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._free = threading.Semaphore(limits.MAX_CONNECTIONS)
         self._open: dict[socket.socket, bool] = {}
         self._changed = threading.Condition()
+        self._stopping = threading.Event()
         super().__init__((address.host, address.port), _Handler)
 
     def server_bind(self) -> None:
@@ -170,6 +173,24 @@ class _Server(http.server.ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def accept_until_closed(self) -> None:
+        """Answer without looking ten times a second whether to stop, as `serve_forever` does."""
+        while not self._stopping.is_set():
+            self.handle_request()
+
+    def stop_accepting(self) -> None:
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # No descriptor left, say: not again at once.
+            self._stopping.wait(_ACCEPT_PAUSE_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
@@ -321,6 +342,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # What http.server itself refuses: request lines and headers that are none.
         self.server.listener.count("malformed")
         self.close_connection = True
+        # To what looks like HTTP/0.9 it would answer without a status.
+        self.request_version = self.protocol_version
         super().send_error(code, message, explain)
 
     def log_message(self, *_: object) -> None:
