@@ -1,7 +1,8 @@
 """What waits to be sent: in memory, bounded in bytes, and on disk where there is a spool.
 
-Three lanes are served in turn: what lies in memory, what came to the spool lately, and what an outage or a
-process before this one left there. So old data is sent in order, and fresh data does not wait behind it.
+Each kind has three lanes, and all are served in turn: what lies in memory, what came to the spool lately, and
+what an outage or a process before this one left there. So old data is sent in order, fresh data does not wait
+behind it, and many small messages of a kind go in one request.
 A group that was sent and not acknowledged comes again as the same group: a receiver knows spans and metrics
 that come twice by their bytes.
 """
@@ -24,17 +25,22 @@ log = logging.getLogger(__name__)
 
 MAX_QUEUE_BYTES = 32 << 20
 MAX_BATCH_BYTES = 1 << 20
-_LANES = ("memory", "live", "backlog")
+_KINDS = ("profiles", "spans", "metrics")
+_LANES = tuple((lane, kind) for lane in ("memory", "live", "backlog") for kind in _KINDS)
 
 
 @dataclass(eq=False)
 class Item:
-    """One message: `body` once it is encoded, `profile` until then; `size` in bytes, at first estimated."""
+    """One message: `body` once it is encoded, `profile` until then; `size` in bytes, at first estimated.
+
+    `number` is its place among all that came.
+    """
 
     kind: str
     size: int
     profile: Profile | None = None
     body: bytes = b""
+    number: int = 0
 
 
 @dataclass(eq=False)
@@ -55,8 +61,9 @@ class Outbox:
     def __init__(self, spool: Spool | None, encode: Callable[[Item], bool]) -> None:
         self._spool = spool
         self._encode = encode
-        self._queue: deque[Item] = deque()
-        self._again: Group | None = None
+        self._queues: dict[str, deque[Item]] = {kind: deque() for kind in _KINDS}
+        self._again: dict[str, Group] = {}
+        self._number = 0
         self._inflight: Group | None = None
         self._bytes = 0
         self._turn = 0
@@ -137,9 +144,9 @@ class Outbox:
                 self._spool.done(group.batch, len(group.items) - len(left), regroup=regroup)
             elif left:
                 if regroup:
-                    self._queue.extendleft(reversed(left))
+                    self._queues[left[0].kind].extendleft(reversed(left))
                 else:
-                    self._again = Group(left)
+                    self._again[left[0].kind] = Group(left)
                 self._bytes += sum(item.size for item in left)
                 self._shrink()
 
@@ -180,11 +187,10 @@ class Outbox:
     def leave(self) -> int:
         """Put what is still in memory on disk, and end; returns how many messages are left behind."""
         with self._changed:
-            held = [group for group in (self._inflight, self._again) if group is not None and not group.batch]
-            groups = [*held, *(Group([item]) for item in self._queue)]
-            self._inflight = self._again = None
-            self._queue.clear()
-            self._bytes = 0
+            sending, self._inflight = self._inflight, None
+            groups = [sending] if sending is not None and sending.batch is None else []
+            while (group := self._oldest()) is not None:
+                groups.append(group)
         left = 0
         for group in groups:
             if self._spool is None or not self._write(group, self._spool):
@@ -212,7 +218,9 @@ class Outbox:
         return self._bytes + sum(item.size for item in sending)
 
     def _add(self, item: Item) -> None:
-        self._queue.append(item)
+        self._number += 1
+        item.number = self._number
+        self._queues[item.kind].append(item)
         self._bytes += item.size
         self._shrink()
 
@@ -221,42 +229,42 @@ class Outbox:
             self._counts["dropped"] += len(group.items)
 
     def _oldest(self) -> Group | None:
-        """Take the oldest out of memory: the group to send again as a whole."""
-        group, self._again = self._again, None
-        if group is None and self._queue:
-            group = Group([self._queue.popleft()])
-        if group is not None:
-            self._bytes -= sum(item.size for item in group.items)
+        """Take the oldest out of memory: a group to send again as a whole."""
+        heads = [group.items[0] for group in self._again.values()]
+        heads += [queue[0] for kind, queue in self._queues.items() if queue and kind not in self._again]
+        if not heads:
+            return None
+        kind = min(heads, key=lambda item: item.number).kind
+        group = self._again.pop(kind, None) or Group([self._queues[kind].popleft()])
+        self._bytes -= sum(item.size for item in group.items)
         return group
 
     def _pick(self) -> Group | None:
         for step in range(len(_LANES)):
-            lane = (self._turn + step) % len(_LANES)
-            group = self._from_memory() if lane == 0 else self._from_spool(_LANES[lane])
+            turn = (self._turn + step) % len(_LANES)
+            lane, kind = _LANES[turn]
+            group = self._from_memory(kind) if lane == "memory" else self._from_spool(lane, kind)
             if group is not None:
-                self._turn = lane + 1
+                self._turn = turn + 1
                 return group
         return None
 
-    def _from_memory(self) -> Group | None:
-        if self._again is not None:
-            return self._oldest()
-        group, size = Group(), 0
-        while self._queue and self._queue[0].kind == self._kind(group) and size < MAX_BATCH_BYTES:
-            item = self._queue.popleft()
-            self._bytes -= item.size
-            size += item.size
-            group.items.append(item)
+    def _from_memory(self, kind: str) -> Group | None:
+        group = self._again.pop(kind, None)
+        if group is None:
+            group, size, queue = Group(), 0, self._queues[kind]
+            while queue and size < MAX_BATCH_BYTES:
+                item = queue.popleft()
+                size += item.size
+                group.items.append(item)
+        self._bytes -= sum(item.size for item in group.items)
         return group if group.items else None
 
-    def _kind(self, group: Group) -> str:
-        return group.items[0].kind if group.items else self._queue[0].kind
-
-    def _from_spool(self, lane: str) -> Group | None:
-        batch = None if self._spool is None else self._spool.take(lane, MAX_BATCH_BYTES)
+    def _from_spool(self, lane: str, kind: str) -> Group | None:
+        batch = None if self._spool is None else self._spool.take(lane, kind, MAX_BATCH_BYTES)
         if batch is None:
             return None
-        return Group([Item(kind, len(body), body=body) for kind, body, _ in batch.entries], batch)
+        return Group([Item(kind, len(entry.body), body=entry.body) for entry in batch.entries], batch)
 
     def _spill(self, most: int) -> None:
         """Write the oldest in memory to the spool until half of `most` bytes are left."""

@@ -1,9 +1,9 @@
 """What could not be sent yet, on disk: append-only segment files that outlive the process.
 
-A file `NUMBER.spool` is a header of 64 bytes and frames. The header: a magic, how far the frames were sent,
-and how far the group reached that was last being sent; a frame: the body's length, a CRC-32, its kind, the
-body; all little-endian. Groups are kept because a receiver knows spans and metrics that come twice by their
-bytes: after a restart the same messages must go together again.
+A file `NUMBER.spool` is a header of 64 bytes and frames of one kind. The header: a magic, how far the frames
+were sent, how far the group reached that was last being sent, and their kind; a frame: the body's length, a
+CRC-32, its kind, the body; all little-endian. Groups are kept because a receiver knows spans and metrics that
+come twice by their bytes: after a restart the same messages must go together again.
 
 An append is in the kernel's hands when it returns (it outlives a kill -9), and on disk once `sync` returned.
 """
@@ -25,6 +25,7 @@ __all__ = ["MAX_BYTES", "Batch", "Entry", "Position", "Spool"]
 MAX_BYTES = 256 << 20
 _MAGIC = b"QSSPOOL1"
 _STATE = struct.Struct("<QQI")
+_KIND_AT = len(_MAGIC) + _STATE.size
 _FRAME = struct.Struct("<IIB")
 _START = 64
 _SEGMENTS = 64
@@ -61,8 +62,9 @@ class Position(NamedTuple):
 class _Segment:
     """One file. Offsets are bytes from its start; frames lie from `sent` to `end` that are still to go."""
 
-    def __init__(self, path: Path, number: int) -> None:
+    def __init__(self, path: Path, number: int, kind: str = "") -> None:
         self.path = path
+        self.kind = kind
         self.number = number
         self.end = self.sent = _START
         self.cut = 0
@@ -72,11 +74,13 @@ class _Segment:
     def read_header(self, file: int) -> bool:
         """Take up where the process before ended; False where this is no segment."""
         self.end = self.synced = os.fstat(file).st_size
-        header = os.pread(file, len(_MAGIC) + _STATE.size, 0)
-        if self.end < _START or not header.startswith(_MAGIC):
+        header = os.pread(file, _START, 0)
+        kind = _NAMES.get(header[_KIND_AT]) if len(header) == _START else None
+        if not header.startswith(_MAGIC) or kind is None:
             return False
+        self.kind = kind
         sent, cut, check = _STATE.unpack_from(header, len(_MAGIC))
-        if check == zlib.crc32(header[len(_MAGIC) : -4]) and _START <= sent <= self.end:
+        if check == zlib.crc32(header[len(_MAGIC) : _KIND_AT - 4]) and _START <= sent <= self.end:
             self.sent, self.cut = sent, min(cut, self.end)
         return True
 
@@ -91,7 +95,7 @@ class Spool:
 
     When it is full the oldest segment goes, and its messages are counted in `dropped`; frames that a crash
     or the disk left broken are passed over and counted in `torn`. Two lanes are read apart: `backlog`, what
-    lay there when it was opened or last `set_aside`, and `live`, what came since.
+    lay there when it was opened or last `set_aside`, and `live`, what came since; each of them by kind.
     """
 
     def __init__(self, directory: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -100,7 +104,7 @@ class Spool:
         self._segment_bytes = max(_SMALLEST_SEGMENT, max_bytes // _SEGMENTS)
         self._segments: dict[int, _Segment] = {}
         self._next = self._live_from = 1
-        self._open: tuple[_Segment, int] | None = None
+        self._open: dict[str, tuple[_Segment, int]] = {}
         self._lock_file = -1
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
@@ -137,7 +141,7 @@ class Spool:
                 raise OSError("the spool is not open")
             if size + 2 * _START > self._max_bytes:
                 raise OSError(f"a message of {size} bytes is more than the spool holds")
-            segment, file = self._writable(size)
+            segment, file = self._writable(kind, size)
             try:
                 _write(file, frame + body, segment.end)
             except OSError:
@@ -158,9 +162,9 @@ class Spool:
                 segment = self._segments.get(number)
                 if segment is None or segment.synced >= wanted:
                     return
-                if self._open is None or self._open[0] is not segment:
+                if not self._is_open(segment):
                     return
-                file, end = os.dup(self._open[1]), segment.end
+                file, end = os.dup(self._open[segment.kind][1]), segment.end
             try:
                 os.fdatasync(file)
             finally:
@@ -176,18 +180,20 @@ class Spool:
         """Make all that lies here the backlog: what comes from now on does not wait behind it."""
         with self._lock:
             if any(segment.end > segment.sent for segment in self._segments.values()):
-                self._close_file()
+                self._close_files()
                 self._live_from = self._next
 
-    def take(self, lane: str, max_bytes: int) -> Batch | None:
-        """Return the oldest messages of one kind in `lane` (`backlog` or `live`); None where it is empty.
+    def take(self, lane: str, kind: str, max_bytes: int) -> Batch | None:
+        """Return the oldest messages of a kind in `lane` (`backlog` or `live`); None where there are none.
 
         One message may be larger than `max_bytes`. What was taken stays until `done`. A segment that cannot
         be read is given up, and counts as one torn frame.
         """
         with self._lock:
             for segment in list(self._segments.values()):
-                if (segment.number < self._live_from) != (lane == "backlog") or segment.busy:
+                if segment.kind != kind or segment.busy:
+                    continue
+                if (segment.number < self._live_from) != (lane == "backlog"):
                     continue
                 try:
                     entries = self._read(segment, max_bytes)
@@ -230,7 +236,7 @@ class Spool:
     def close(self) -> None:
         """Put everything on disk and let go of the directory."""
         with self._lock:
-            self._close_file()
+            self._close_files()
             for segment in list(self._segments.values()):
                 self._remove_finished(segment)
             if self._lock_file >= 0:
@@ -257,15 +263,20 @@ class Spool:
     def _path(self, number: int) -> Path:
         return self._directory / f"{number:016d}{_SUFFIX}"
 
-    def _writable(self, size: int) -> tuple[_Segment, int]:
-        if self._open is not None and self._open[0].end + size > self._segment_bytes:
-            self._close_file()
-        self._make_room(size if self._open is not None else size + _START)
-        if self._open is None:
-            segment = _Segment(self._path(self._next), self._next)
+    def _is_open(self, segment: _Segment) -> bool:
+        opened = self._open.get(segment.kind)
+        return opened is not None and opened[0] is segment
+
+    def _writable(self, kind: str, size: int) -> tuple[_Segment, int]:
+        if kind in self._open and self._open[kind][0].end + size > self._segment_bytes:
+            self._close_file(kind)
+        self._make_room(size if kind in self._open else size + _START)
+        if kind not in self._open:
+            segment = _Segment(self._path(self._next), self._next, kind)
             file = os.open(segment.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            header = _MAGIC + segment.state() + bytes([_KINDS[kind]])
             try:
-                _write(file, (_MAGIC + segment.state()).ljust(_START, b"\0"), 0)
+                _write(file, header.ljust(_START, b"\0"), 0)
             except OSError:
                 os.close(file)
                 with contextlib.suppress(OSError):
@@ -273,14 +284,15 @@ class Spool:
                 raise
             self._next += 1
             self._segments[segment.number] = segment
-            self._open = (segment, file)
-        return self._open
+            self._open[kind] = (segment, file)
+        return self._open[kind]
 
-    def _close_file(self) -> None:
-        if self._open is None:
-            return
-        segment, file = self._open
-        self._open = None
+    def _close_files(self) -> None:
+        for kind in list(self._open):
+            self._close_file(kind)
+
+    def _close_file(self, kind: str) -> None:
+        segment, file = self._open.pop(kind)
         with contextlib.suppress(OSError):
             os.fdatasync(file)
         segment.synced = segment.end
@@ -295,8 +307,8 @@ class Spool:
             # What is being sent now stays: it would be counted as dropped, and as sent.
             if segment.busy:
                 continue
-            if self._open is not None and self._open[0] is segment:
-                self._close_file()
+            if self._is_open(segment):
+                self._close_file(segment.kind)
             if segment.number in self._segments:
                 self.dropped += self._count(segment)
                 self._remove(segment)
@@ -329,17 +341,20 @@ class Spool:
                     self._torn_at(segment, at)
                     break
                 full = bool(entries) and size + length > max_bytes and not grouped
-                kind = _NAMES.get(mark & ~_ALONE, "")
-                if full or (entries and (mark & _ALONE or kind != entries[0].kind)):
+                if full or (entries and mark & _ALONE):
                     break
                 body = os.pread(file, length, at + _FRAME.size)
                 at = end
-                if not kind or len(body) < length or zlib.crc32(body, mark) != check:
+                if (
+                    mark & ~_ALONE != _KINDS[segment.kind]
+                    or len(body) < length
+                    or zlib.crc32(body, mark) != check
+                ):
                     self.torn += 1
                     if not entries:
                         segment.sent = at
                     continue
-                entries.append(Entry(kind, body, at))
+                entries.append(Entry(segment.kind, body, at))
                 size += length
                 if mark & _ALONE:
                     break
@@ -357,8 +372,7 @@ class Spool:
             os.pwrite(file, segment.state(), len(_MAGIC))
 
     def _remove_finished(self, segment: _Segment) -> None:
-        being_written = self._open is not None and self._open[0] is segment
-        if segment.sent >= segment.end and not being_written and not segment.busy:
+        if segment.sent >= segment.end and not self._is_open(segment) and not segment.busy:
             self._remove(segment)
 
     def _remove(self, segment: _Segment) -> None:

@@ -37,7 +37,7 @@ def _bodies(batch: Batch | None) -> list[bytes]:
 
 def _drain(spool: Spool, lane: str) -> list[bytes]:
     found: list[bytes] = []
-    while (batch := spool.take(lane, _LARGE)) is not None:
+    while (batch := spool.take(lane, "spans", _LARGE)) is not None:
         found += _bodies(batch)
         spool.done(batch, len(batch.entries))
     return found
@@ -50,20 +50,16 @@ def _reopened(folder: Path) -> Spool:
 
 
 def test_messages_come_back_in_order_by_kind(spool: Spool) -> None:
-    """A batch holds messages of one kind that follow each other, no more bytes than asked for."""
+    """A batch holds messages of the kind asked for, no more bytes than asked for."""
     for kind, body in (("spans", b"a"), ("spans", b"b"), ("metrics", b"c"), ("spans", b"d" * 50)):
         spool.append(kind, body)
     spool.append("spans", b"e" * 60)
     taken = []
-    while (batch := spool.take("live", 100)) is not None:
-        taken.append((batch.entries[0].kind, _bodies(batch)))
-        spool.done(batch, len(batch.entries))
-    assert taken == [
-        ("spans", [b"a", b"b"]),
-        ("metrics", [b"c"]),
-        ("spans", [b"d" * 50]),
-        ("spans", [b"e" * 60]),
-    ]
+    for kind in ("spans", "metrics", "profiles"):
+        while (batch := spool.take("live", kind, 100)) is not None:
+            taken.append((batch.entries[0].kind, _bodies(batch)))
+            spool.done(batch, len(batch.entries))
+    assert taken == [("spans", [b"a", b"b", b"d" * 50]), ("spans", [b"e" * 60]), ("metrics", [b"c"])]
     assert spool.unsent() == 0
     assert spool.take_counts() == (0, 0)
 
@@ -74,14 +70,14 @@ def test_another_process_takes_up_where_one_ended(folder: Path) -> None:
     first.open()
     for body in (b"1", b"2", b"3"):
         first.append("spans", body)
-    batch = first.take("live", _LARGE)
+    batch = first.take("live", "spans", _LARGE)
     assert batch is not None
     first.done(batch, 1)
-    assert _bodies(first.take("live", _LARGE)) == [b"2", b"3"]
+    assert _bodies(first.take("live", "spans", _LARGE)) == [b"2", b"3"]
     first.append("spans", b"4")
     first.close()
     second = _reopened(folder)
-    again = second.take("backlog", _LARGE)
+    again = second.take("backlog", "spans", _LARGE)
     assert _bodies(again) == [b"2", b"3"]
     assert again is not None
     second.done(again, 2)
@@ -96,7 +92,7 @@ def test_what_must_go_alone_goes_alone(spool: Spool) -> None:
     spool.append("spans", b"group", alone=True)
     spool.append("spans", b"after")
     batches = []
-    while (batch := spool.take("live", _LARGE)) is not None:
+    while (batch := spool.take("live", "spans", _LARGE)) is not None:
         batches.append(_bodies(batch))
         spool.done(batch, len(batch.entries))
     assert batches == [[b"before"], [b"group"], [b"after"]]
@@ -149,7 +145,7 @@ def test_files_of_others_are_left_alone(folder: Path) -> None:
     (folder / "0000000000000009.spool").touch()
     (folder / "notes.txt").write_text("mine")
     opened = _reopened(folder)
-    assert opened.take("backlog", _LARGE) is None
+    assert opened.take("backlog", "spans", _LARGE) is None
     assert opened.take_counts() == (0, 2)
     assert opened.append("spans", b"x").segment == 10
     opened.close()
@@ -184,7 +180,7 @@ def test_what_is_being_sent_is_not_dropped(folder: Path) -> None:
     opened = Spool(folder, 50_000)
     opened.open()
     opened.append("spans", b"first")
-    batch = opened.take("live", _LARGE)
+    batch = opened.take("live", "spans", _LARGE)
     assert batch is not None
     for _ in range(200):
         opened.append("spans", b"x" * 1000)
