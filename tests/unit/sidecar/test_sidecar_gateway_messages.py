@@ -6,6 +6,8 @@ import base64
 import gzip
 import json
 import time
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -326,6 +328,34 @@ def test_a_small_push_cannot_unpack_to_much() -> None:
     assert len(push) < 1 << 20
     with pytest.raises(TooLarge):
         read_push(push, {}, is_json=False)
+
+
+def _labels_of_nothing(size: int) -> bytes:
+    inside = b"\x0a\x00" * size
+    return b"\x0a" + _length(inside) + inside
+
+
+_SIZE = 4 << 20
+_SMALL_PARTS: dict[str, Callable[[], bytes]] = {
+    "resources": lambda: read_otlp("spans", b"\x0a\x00" * _SIZE, _LABELS, is_json=False),
+    "series": lambda: read_push(b"\x0a\x00" * _SIZE, _LABELS, is_json=False),
+    "labels": lambda: read_push(_labels_of_nothing(_SIZE), _LABELS, is_json=False),
+    "objects": lambda: read_otlp("spans", b"[" + b"{}," * (_SIZE // 4) + b"{}]", _LABELS, is_json=True),
+    "text": lambda: read_otlp("spans", b"[" + b'"ab",' * _SIZE + b"1]", _LABELS, is_json=True),
+    "stacks": lambda: read_ingest({"name": "a"}, "", b"a 1\n" * _SIZE, _LABELS),
+    "frames": lambda: read_ingest({"name": "a"}, "", b"a;" * _SIZE, _LABELS),
+}
+
+
+@pytest.mark.parametrize("shape", _SMALL_PARTS)
+def test_many_small_parts_cost_little(shape: str) -> None:
+    """Megabytes of the smallest parts there are end early, before they are held one by one."""
+    tracemalloc.start()
+    with pytest.raises(TooLarge):
+        _SMALL_PARTS[shape]()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 << 20
 
 
 @pytest.mark.parametrize(

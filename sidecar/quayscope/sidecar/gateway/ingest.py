@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from quayscope.profile import PROCESS_CPU, Profile, ProfileError, folded, pprof
 from quayscope.profile.push import PushSeries
 from quayscope.sidecar.gateway.body import unpack
-from quayscope.sidecar.gateway.errors import Malformed, Unsupported
-from quayscope.sidecar.gateway.limits import MAX_UNPACKED
+from quayscope.sidecar.gateway.errors import Malformed, TooLarge, Unsupported
+from quayscope.sidecar.gateway.limits import MAX_FOLDED_FRAMES, MAX_FOLDED_LINES, MAX_UNPACKED
 from quayscope.sidecar.gateway.push import admit
 
 __all__ = ["read_ingest"]
@@ -116,6 +116,8 @@ def _folded(query: Mapping[str, str], body: bytes, from_ns: int, until_ns: int) 
     if not rate.isdecimal() or len(rate) > 7 or not 0 < int(rate) <= _MAX_RATE:
         raise Malformed(f"sampleRate {rate[:40]!r} is not between 1 and {_MAX_RATE}")
     period = 10**9 // int(rate)
+    if body.count(b"\n") > MAX_FOLDED_LINES or body.count(b";") > MAX_FOLDED_FRAMES:
+        raise TooLarge("the text has too many stacks or frames")
     counted = folded.parse(body.decode("utf-8", "replace"))
     profile = Profile(PROCESS_CPU, {}, from_ns, until_ns - from_ns, period)
     for (stack, attributes), values in counted.samples.items():

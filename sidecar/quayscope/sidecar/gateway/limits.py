@@ -17,10 +17,16 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_CONNECTIONS",
     "MAX_DEPTH",
+    "MAX_FIELDS",
+    "MAX_FOLDED_FRAMES",
+    "MAX_FOLDED_LINES",
     "MAX_HEADERS",
+    "MAX_JSON",
+    "MAX_JSON_PARTS",
     "MAX_LABELS",
     "MAX_LABEL_VALUE",
     "MAX_PROFILES",
+    "MAX_PUSH_FIELDS",
     "MAX_REQUESTS",
     "MAX_UNPACKED",
     "RATE",
@@ -55,6 +61,14 @@ MAX_LABEL_VALUE = 2048
 """Characters of a label's value, as many as they take."""
 MAX_PROFILES = 1024
 """Profiles in one push."""
+MAX_FIELDS = 500_000
+"""Fields of one message, all levels together: 512 spans with ten attributes have 30,000."""
+MAX_PUSH_FIELDS = 100_000
+"""Fields of a push around its profiles, which are held one by one."""
+MAX_JSON, MAX_JSON_PARTS = 4 << 20, 100_000
+"""Bytes of a JSON document, unpacked, and objects and lists in it: read, each byte takes up to twenty."""
+MAX_FOLDED_FRAMES, MAX_FOLDED_LINES = 500_000, 50_000
+"""Of folded text. The sidecar's own profiles hold no more stacks."""
 MAX_DEPTH = 64
 """Messages inside messages; protobuf's own readers take 100."""
 

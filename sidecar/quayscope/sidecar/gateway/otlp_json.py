@@ -15,8 +15,8 @@ import re
 from typing import Any
 
 from quayscope.profile.protowire import FIXED32, FIXED64, LENGTH, put_bytes, put_double, put_fixed64, varint
-from quayscope.sidecar.gateway.errors import Malformed
-from quayscope.sidecar.gateway.limits import MAX_DEPTH
+from quayscope.sidecar.gateway.errors import Malformed, TooLarge
+from quayscope.sidecar.gateway.limits import MAX_DEPTH, MAX_JSON, MAX_JSON_PARTS
 from quayscope.sidecar.gateway.schema import Field, fields_of
 
 __all__ = ["from_json", "load"]
@@ -36,7 +36,11 @@ _INTEGER = re.compile(r"-?[0-9]{1,20}")
 
 
 def load(body: bytes) -> Any:
-    """Return a JSON document; raises `Malformed`."""
+    """Return a JSON document; raises `Malformed`, and `TooLarge` for what would take too much to hold."""
+    if len(body) > MAX_JSON:
+        raise TooLarge(f"as JSON more than {MAX_JSON} bytes are not taken: send protobuf")
+    if body.count(b"{") + body.count(b"[") > MAX_JSON_PARTS:
+        raise TooLarge(f"as JSON more than {MAX_JSON_PARTS} objects and lists are not taken: send protobuf")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -14,14 +14,19 @@ import re
 import time
 from collections.abc import Mapping
 
-from quayscope.profile import MalformedProfile
 from quayscope.profile.protowire import numbers, put_varint
 from quayscope.profile.push import PushSeries, decode_push, encode_push
 from quayscope.sidecar.gateway.body import unpack
 from quayscope.sidecar.gateway.errors import Malformed
-from quayscope.sidecar.gateway.limits import MAX_LABEL_VALUE, MAX_LABELS, MAX_PROFILES, MAX_UNPACKED
+from quayscope.sidecar.gateway.limits import (
+    MAX_LABEL_VALUE,
+    MAX_LABELS,
+    MAX_PROFILES,
+    MAX_PUSH_FIELDS,
+    MAX_UNPACKED,
+)
 from quayscope.sidecar.gateway.otlp_json import load
-from quayscope.sidecar.gateway.schema import PPROF, check
+from quayscope.sidecar.gateway.schema import PPROF, PUSH, check
 
 __all__ = ["admit", "read_push"]
 
@@ -37,10 +42,9 @@ def read_push(body: bytes, labels: Mapping[str, str], *, is_json: bool) -> bytes
     if is_json:
         series = _read_json(body)
     else:
-        try:
-            series = decode_push(body)
-        except MalformedProfile as error:
-            raise Malformed(f"it is no PushRequest: {error}") from error
+        # Before anything of it is held: four bytes a label would take a hundred times their room.
+        check(PUSH, body, MAX_PUSH_FIELDS)
+        series = decode_push(body)
     return admit(series, labels)
 
 

@@ -1,8 +1,8 @@
 """The messages that clients send, as tables: enough to check them, and to read OTLP's JSON.
 
 Sources: opentelemetry-proto `trace/v1`, `metrics/v1`, `common/v1`, `resource/v1`; google/pprof
-`proto/profile.proto`. A line is a message and its fields, `NUMBER name TYPE`; a `*` before the type:
-repeated. `id` is bytes that OTLP's JSON has in hexadecimal.
+`proto/profile.proto`; grafana/pyroscope `api/push/v1/push.proto`. A line is a message and its fields,
+`NUMBER name TYPE`; a `*` before the type: repeated. `id` is bytes that OTLP's JSON has in hexadecimal.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from quayscope.profile import MalformedProfile
 from quayscope.profile.protowire import FIXED32, FIXED64, LENGTH, VARINT, fields
-from quayscope.sidecar.gateway.errors import Malformed
-from quayscope.sidecar.gateway.limits import MAX_DEPTH
+from quayscope.sidecar.gateway.errors import Malformed, TooLarge
+from quayscope.sidecar.gateway.limits import MAX_DEPTH, MAX_FIELDS
 
-__all__ = ["METRICS", "PPROF", "TRACES", "WIRE", "Field", "check", "fields_of"]
+__all__ = ["METRICS", "PPROF", "PUSH", "TRACES", "WIRE", "Field", "check", "fields_of"]
 
 TRACES, METRICS, PPROF = "ExportTraceServiceRequest", "ExportMetricsServiceRequest", "Profile"
+PUSH = "PushRequest"
 
 _MESSAGES = """
 ExportTraceServiceRequest: 1 resource_spans *ResourceSpans
@@ -66,6 +67,11 @@ SummaryDataPoint: 2 start_time_unix_nano fixed64, 3 time_unix_nano fixed64, 4 co
 ValueAtQuantile: 1 quantile double, 2 value double
 Exemplar: 2 time_unix_nano fixed64, 3 as_double double, 4 span_id id, 5 trace_id id, 6 as_int sfixed64,
   7 filtered_attributes *KeyValue
+
+PushRequest: 1 series *RawProfileSeries
+RawProfileSeries: 1 labels *LabelPair, 2 samples *RawSample, 3 annotations *KeyValue
+LabelPair: 1 name string, 2 value string
+RawSample: 1 raw_profile bytes, 2 ID string
 
 Profile: 1 sample_type *ValueType, 2 sample *Sample, 3 mapping *Mapping, 4 location *Location,
   5 function *Function, 6 string_table *string, 7 drop_frames int64, 8 keep_frames int64, 9 time_nanos int64,
@@ -118,22 +124,28 @@ def fields_of(message: str) -> dict[int, Field] | None:
     return _TABLES.get(message)
 
 
-def check(message: str, data: bytes | memoryview) -> None:
+def check(message: str, data: bytes | memoryview, most: int = MAX_FIELDS) -> None:
     """Check that bytes are a message of that name, down to its leaves; raises `Malformed`.
 
     What passes is read by every protobuf reader: whole fields of their own wire type, text in UTF-8, no
     more than `MAX_DEPTH` messages inside each other. Fields that the tables do not have are passed over.
+    Raises `TooLarge` for more than `most` fields.
     """
     try:
-        _check(message, _TABLES[message], data, 0)
+        _check(message, _TABLES[message], data, 0, [most])
     except MalformedProfile as error:
         raise Malformed(f"it is no {message}: {error}") from error
 
 
-def _check(message: str, table: dict[int, Field], data: bytes | memoryview, depth: int) -> None:
+def _check(
+    message: str, table: dict[int, Field], data: bytes | memoryview, depth: int, left: list[int]
+) -> None:
     if depth > MAX_DEPTH:
         raise Malformed(f"more than {MAX_DEPTH} messages lie inside each other")
     for number, wire, value in fields(data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise TooLarge("the message has too many fields")
         field = table.get(number)
         if field is None:
             continue
@@ -144,7 +156,7 @@ def _check(message: str, table: dict[int, Field], data: bytes | memoryview, dept
         elif isinstance(value, memoryview):
             nested = _TABLES.get(field.type)
             if nested is not None:
-                _check(field.type, nested, value, depth + 1)
+                _check(field.type, nested, value, depth + 1, left)
             elif field.type == "string":
                 _check_text(message, field, value)
 
