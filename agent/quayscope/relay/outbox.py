@@ -292,7 +292,7 @@ class Outbox:
             try:
                 spool.append(items[0].kind, body, alone=alone)
             except OSError as error:
-                self._note_spool(error, len(items))
+                self._note_spool(error, 0)  # they stay where they are
                 return False
         with self._changed:
             self._counts["spooled"] += len(items)

@@ -119,7 +119,10 @@ class Spool:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_file = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(error.errno, "another process holds the folder") from error
             with self._lock:
                 self._find()
                 self._make_room(0)
@@ -177,9 +180,13 @@ class Spool:
             return sum(segment.end - segment.sent for segment in self._segments.values())
 
     def set_aside(self) -> None:
-        """Make all that lies here the backlog: what comes from now on does not wait behind it."""
+        """Make all that lies here the backlog: what comes from now on does not wait behind it.
+
+        A little is not worth files of its own.
+        """
         with self._lock:
-            if any(segment.end > segment.sent for segment in self._segments.values()):
+            live = [segment for segment in self._segments.values() if segment.number >= self._live_from]
+            if sum(segment.end - segment.sent for segment in live) >= self._segment_bytes // 4:
                 self._close_files()
                 self._live_from = self._next
 

@@ -74,7 +74,7 @@ pyroscope.configure(application_name="stock-app", server_address=sys.argv[1], ta
 def burning():
     return sum(number * number for number in range(20_000))
 
-end = time.monotonic() + 3
+end = time.monotonic() + 2
 while time.monotonic() < end:
     burning()
 pyroscope.shutdown()
@@ -111,7 +111,7 @@ def test_stock_clients_need_no_credential_and_get_the_pods_labels(
     wait_for(lambda: collector.get("series", type="process_cpu", match=match)["series"])
     top = collector.get("top", type="process_cpu", match=match)
     assert "burning" in {row["function"] for row in top["rows"]}
-    assert top["total"] > _SECOND
+    assert top["total"] > _SECOND / 4
 
 
 class _Client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,6 +145,37 @@ def test_a_group_comes_again_as_it_was(collector: ReceivingServer, tmp_path: Pat
     again.close(5.0)
     uplink.close(0.1)
     assert lost_group in [received.body for received in collector.taken]
+
+
+def test_what_is_fresh_does_not_wait_behind_what_is_old(
+    collector: ReceivingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog is sent in its order, and what comes meanwhile, in memory or on disk, goes between it."""
+    monkeypatch.setattr(outbox, "MAX_BATCH_BYTES", 1000)
+    before = Spool(tmp_path)
+    before.open()
+    for number in range(100):
+        before.append("metrics", b"old%03d" % number * 160)
+    before.close()
+    queued = threading.Event()
+
+    def answer(received: Received) -> int:
+        assert queued.wait(10)
+        return 200
+
+    collector.answer = answer
+    uplink = _started(Destination(collector.url), tmp_path)
+    _wait(lambda: bool(collector.seen))
+    uplink.metrics(b"fresh!" * 160)
+    assert uplink.hold("metrics", b"stored" * 160)
+    queued.set()
+    _wait(lambda: len(_bodies(collector)) >= 102 * 960)
+    uplink.close(5.0)
+    body = _bodies(collector)
+    order = [body[at : at + 6] for at in range(0, len(body), 960)]
+    assert order.index(b"fresh!") < 5
+    assert order.index(b"stored") < 5
+    assert [one for one in order if one.startswith(b"old")] == [b"old%03d" % number for number in range(100)]
 
 
 def test_held_is_on_disk(tmp_path: Path) -> None:

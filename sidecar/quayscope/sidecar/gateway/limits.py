@@ -45,8 +45,8 @@ MAX_HEADERS = 64
 """Header lines of a request; each is at most 64 kB (`http.server`)."""
 MAX_CONNECTIONS = 128
 """Connections of one listener; a pod of Quay runs some 35 Python programs. Each has a thread."""
-MAX_REQUESTS = 16
-"""Requests being worked on, of one listener."""
+MAX_REQUESTS = 32
+"""Requests being worked on, of one listener; most of that time they wait for the disk."""
 RATE = 200.0
 """Requests a second of one listener, on the average; twice as many may come at once."""
 HEADERS_S = 5.0
