@@ -7,7 +7,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -322,16 +321,24 @@ def test_requests_at_once_are_bounded(behind: ReceivingServer) -> None:
         assert post(ports["otlp"], "/v1/traces", _spans()).status == 200
 
 
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except ConnectionError:
+        return False
+    return True
+
+
 def test_closing_waits_for_what_is_being_read(behind: ReceivingServer) -> None:
     """A request under way is answered, an idle connection ends, and the port is free at once."""
     with running_gateway(behind.url) as (running, ports, _):
         idle = socket.create_connection(("127.0.0.1", ports["otlp"]), timeout=10)
         busy = socket.create_connection(("127.0.0.1", ports["otlp"]), timeout=10)
-        busy.sendall(_raw("/v1/traces", f"Content-Length: {len(_spans())}"))
-        time.sleep(0.2)  # until it is read: nothing shows that from outside
+        busy.sendall(_raw("/v1/traces", f"Content-Length: {len(_spans())}", "Expect: 100-continue"))
+        assert b" 100 " in busy.recv(1000)
         closing = threading.Thread(target=running.close, args=(5.0,))
         closing.start()
-        time.sleep(0.2)
+        wait_until(lambda: not _listens(ports["otlp"]))
         busy.sendall(_spans())
         assert busy.recv(1000).startswith(b"HTTP/1.1 200 ")
         closing.join(5)

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl
 from quayscope.profile.push import PUSH_PATH
 from quayscope.sidecar.gateway import otlp
 from quayscope.sidecar.gateway.body import unpack
-from quayscope.sidecar.gateway.errors import Malformed, NoRoom, NotHere, Refused, Unsupported
+from quayscope.sidecar.gateway.errors import Malformed, NoRoom, NotHere, Refused, TooLarge, Unsupported
 from quayscope.sidecar.gateway.ingest import read_ingest
-from quayscope.sidecar.gateway.limits import Room
+from quayscope.sidecar.gateway.limits import MAX_BODY, MAX_BODY_BYTES, Room
 from quayscope.sidecar.gateway.push import read_push
 from quayscope.sidecar.gateway.server import Address, Answer, Listener, Request
 
@@ -67,6 +67,7 @@ class Gateway:
             (Address.parse(options.push_listen, "--push-listen"), "--push-listen", self._push, _refusal),
         ]
         self._listeners: dict[str, Listener] = {}
+        self._room = Room()
         self._working = threading.Lock()
         self._counting = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -76,7 +77,7 @@ class Gateway:
         try:
             for address, flag, respond, refusal in self._addresses:
                 if address is not None:
-                    listener = Listener(address, respond, refusal, self._count, flag)
+                    listener = Listener(address, respond, refusal, self._count, flag, self._room)
                     self._listeners[flag] = listener
         except Exception:
             self.close(0)
@@ -141,6 +142,8 @@ class Gateway:
         # One at a time: so the memory for it is that of one.
         with self._working:
             message = read(unpack(request.body, request.encoding))
+        if len(message) > MAX_BODY_BYTES - MAX_BODY:
+            raise TooLarge("with the pod's labels in each of its resources the message is too large")
         with room.taken(len(message), requests=0):
             if message and not self._hold.hold(kind, message):
                 raise NoRoom("the receiver is away and there is no more room here", retry_s=_RETRY_S)

@@ -40,13 +40,13 @@ MAX_BODY = 4 << 20
 MAX_UNPACKED = 16 << 20
 """Bytes of one request, and of one pprof in it, unpacked."""
 MAX_BODY_BYTES = 32 << 20
-"""Bytes of all bodies and messages under way together, of one listener."""
+"""Bytes of all bodies and messages under way together, of both listeners."""
 MAX_HEADERS = 64
 """Header lines of a request; each is at most 64 kB (`http.server`)."""
 MAX_CONNECTIONS = 128
 """Connections of one listener; a pod of Quay runs some 35 Python programs. Each has a thread."""
 MAX_REQUESTS = 32
-"""Requests being worked on, of one listener; most of that time they wait for the disk."""
+"""Requests being worked on, of both listeners; most of that time they wait for the disk."""
 RATE = 200.0
 """Requests a second of one listener, on the average; twice as many may come at once."""
 HEADERS_S = 5.0

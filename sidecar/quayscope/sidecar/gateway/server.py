@@ -107,8 +107,8 @@ class _Deadline(io.RawIOBase):
 class Listener:
     """One port: answers POSTs by `respond` (which may raise `Refused`), refusals by `refusal`.
 
-    `counts` collects requests and refusals by name; it is shared between listeners. Raises `SidecarError`
-    where the address cannot be listened on.
+    `count` is told of each: `taken`, or why not. `flag` is named where the address cannot be listened on,
+    which raises `SidecarError`. `room` may be shared with other listeners; the rate is this one's own.
     """
 
     def __init__(
@@ -118,15 +118,13 @@ class Listener:
         refusal: Callable[[Refused, Mapping[str, str]], Answer],
         count: Callable[[str], None],
         flag: str,
-        *,
-        pace: Pace | None = None,
-        room: Room | None = None,
+        room: Room,
     ) -> None:
         self.respond = respond
         self.refusal = refusal
         self.count = count
-        self.pace = pace or Pace()
-        self.room = room or Room()
+        self.pace = Pace()
+        self.room = room
         try:
             self._server = _Server(address, self)
         except OSError as error:
