@@ -44,7 +44,7 @@ _FORMATS = {
 
 
 class Function(NamedTuple):
-    """The rows of [start, end), in order of address; `signal`: its caller was interrupted, and called nothing."""
+    """The rows of [start, end), in order of address; `signal`: its caller was interrupted by it."""
 
     start: int
     end: int

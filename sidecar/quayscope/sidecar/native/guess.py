@@ -22,7 +22,7 @@ _MAX_FRAME_WORDS = 1 << 17
 
 
 class Caller(NamedTuple):
-    """Where the caller's stack pointer is, and its frame pointer: saved at an index, else (-1) the value itself."""
+    """Where the caller's stack pointer is, and its frame pointer: saved at an index, or (-1) the value."""
 
     stack_pointer: int
     saved_at: int

@@ -56,7 +56,7 @@ class RuleBook:
         return self._stored.corrupted if self._stored is not None else 0
 
     def of(self, pid: int, path: str) -> ObjectRules | None:
-        """Return the rules of what process `pid` has mapped as `path`; None where it is no readable object."""
+        """Return the rules of what process `pid` has mapped as `path`; None: no readable object."""
         elf = self._objects.of(pid, path)
         if elf is None:
             return None

@@ -59,8 +59,8 @@ class Stored(NamedTuple):
 class StoredRules:
     """The directory of such files, at most `most` bytes of them: the least lately used go first.
 
-    `corrupted` counts files that were not what they should be, and were passed over; `failed` those that could
-    not be written.
+    `corrupted` counts files that were not what they should be, and were passed over; `failed` those that
+    could not be written.
     """
 
     def __init__(self, directory: Path, most: int = 64 << 20) -> None:
