@@ -85,10 +85,10 @@ KEPT static void libraries() {
 }
 
 KEPT static void handler(int) { spin(20000); }
-KEPT static void signals() {
+KEPT static void signals(bool elsewhere) {
   for (int i = 0; i < 20; i++) {
     pthread_kill(pthread_self(), SIGUSR1);
-    pthread_kill(pthread_self(), SIGUSR2);
+    if (elsewhere) pthread_kill(pthread_self(), SIGUSR2);
   }
 }
 
@@ -105,7 +105,7 @@ static void work(double seconds) {
     exceptions();
     realigned(100 + i % 500);
     libraries();
-    if (i % 4 == 0) signals();
+    if (i % 4 == 0) signals(i % 64 == 0);
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (now.tv_sec - begin.tv_sec + (now.tv_nsec - begin.tv_nsec) * 1e-9 > seconds) break;
   }

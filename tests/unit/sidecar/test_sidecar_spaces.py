@@ -170,6 +170,24 @@ def test_bounds(processes: Processes) -> None:
     assert len(space.mappings) < 2000
 
 
+def test_huge_processes(processes: Processes) -> None:
+    """Those with tens of thousands of mappings are held as long as there is room for them."""
+    for pid in range(10, 30):
+        place = 0x10000 + pid
+        processes.mappings[pid] = [
+            Mapping(place + number * 0x2000, place + 0x1000 + number * 0x2000, 0, "/file")
+            for number in range(20_000)
+        ]
+        assert processes.path(pid, place) == "/file"
+    processes.spaces.of(1)
+    assert len(processes.spaces) == 1 + 262_144 // 20_000
+    reads = processes.reads
+    processes.spaces.of(29)
+    assert processes.reads == reads
+    processes.spaces.of(10)
+    assert processes.reads == reads + 1
+
+
 def text_of(count: int, permissions: bytes = b"r-xp") -> bytes:
     return b"".join(
         b"%x-%x %s 00000000 fd:01 %d                    /usr/lib/x86_64-linux-gnu/library-%d.so\n"

@@ -255,6 +255,7 @@ def test_generated_code_with_frame_pointers(unwinder: CfiUnwinder) -> None:
     words = [7, 7, STACK + 0x38, 0x11008, 5, 6, 7, 0, PLAIN + 9, 1, 2, 3, OUTERMOST + 9]
     found = unwinder.unwind(anonymous(), registers(0x10800, bp=STACK + 16), stack(*words))
     assert found == Unwound((0x10800, 0x11007, PLAIN + 8, OUTERMOST + 8), "root")
+    assert unwinder.guesses == {"frame pointer": 2}
 
 
 def test_generated_code_without() -> None:
@@ -268,6 +269,7 @@ def test_generated_code_without() -> None:
     words = [*lies, indirect, 1, 2, 3, OUTERMOST + 9]
     found = unwinder.unwind(anonymous(), registers(0x10800, bp=0x77), stack(*words))
     assert found == Unwound((0x10800, indirect - 1, OUTERMOST + 8), "root")
+    assert unwinder.guesses == {"search": 1}
     found = unwinder.unwind(anonymous(), registers(0x10800, bp=0x77), stack(*lies, 0, 0))
     assert found == Unwound((0x10800,), "rules")
 

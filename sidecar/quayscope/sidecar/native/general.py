@@ -73,10 +73,14 @@ def caller(
     Raises `NotDumped` where a word is not in the dump, `RegisterUnknown` where a register is not known, else
     `MalformedCfi`.
     """
+    if general.return_column >= len(registers):
+        raise MalformedCfi(f"register {general.return_column} of another machine")
     stack_pointer = registers[machine.stack_pointer]
     cfa = _frame_address(general.cfa, registers, load)
     found = list(registers)
     for number, recovery in general.registers.items():
+        if number >= len(found):
+            continue
         if recovery.how == How.OFFSET and number != general.return_column:
             # In an epilogue what was popped already lies below the stack pointer, outside the dump: the
             # register holds it again.

@@ -42,6 +42,7 @@ def guess(
     if not frame & 7 and i <= at < min(size - 1, i + _MAX_FRAME_WORDS):
         word = words[at + 1]
         if word and view.is_code(word - 1) and (words[at] == 0 or words[at] > bp):
+            view.guesses["frame pointer"] += 1
             return Caller(at + 2, at, 0)
     if not search:
         return None
@@ -53,6 +54,7 @@ def guess(
         # LLVM pushes the frame pointer first, right below the return address, where it saves it at all.
         for saved_at, value in ((-1, bp), (spot - 1, words[spot - 1] if spot > i else bp)):
             if _reaches_root(view, pid, words, base, spot + 1, word - 1, value):
+                view.guesses["search"] += 1
                 return Caller(spot + 1, saved_at, bp)
         finds += 1
         if finds >= _MAX_FINDS:

@@ -17,6 +17,8 @@ __all__ = ["ObjectSource", "RuleBook"]
 _MAX_OBJECTS = 128
 _MAX_FUNCTIONS = 65_536
 """Functions compiled at once, of all objects; some 300 bytes each."""
+_MAX_TABLE_BYTES = 64 << 20
+"""Search tables of all objects; Postgres's has 150 kB, LLVM's 2 MB."""
 _SAVE_EVERY_S = 60.0
 
 
@@ -32,7 +34,7 @@ class RuleBook:
     """At most 128 objects with 65,536 compiled functions in all: what is more is compiled again when needed.
 
     `malformed` counts functions whose information made no sense, `corrupted` files of stored rules that were
-    passed over.
+    passed over, `dropped` objects let go.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class RuleBook:
         self._save_at = clock() + _SAVE_EVERY_S
         self._held: OrderedDict[str, ObjectRules] = OrderedDict()
         self._malformed = 0
+        self.dropped = 0
 
     @property
     def malformed(self) -> int:
@@ -67,9 +70,13 @@ class RuleBook:
             rules = self._held[key] = ObjectRules(elf)
             if self._stored is not None and elf.build_id:
                 rules.stored = self._stored.load(elf.build_id, rules.checksum)
-            if len(self._held) > _MAX_OBJECTS:
+            while len(self._held) > 1 and (
+                len(self._held) > _MAX_OBJECTS
+                or sum(held.table_bytes for held in self._held.values()) > _MAX_TABLE_BYTES
+            ):
                 _, gone = self._held.popitem(last=False)
                 self._malformed += gone.malformed
+                self.dropped += 1
         self._held.move_to_end(key)
         return rules
 

@@ -122,9 +122,9 @@ class ObjectRules:
         return self._table.checksum if self._table is not None else 0
 
     @property
-    def covered(self) -> bool:
-        """Whether any of the object's code has call frame information."""
-        return self._table is not None and len(self._table) > 0
+    def table_bytes(self) -> int:
+        """What the table of functions takes."""
+        return self._table.size if self._table is not None else 0
 
     def rule(self, address: int) -> Rule:
         """Return the rule at a virtual address of the object."""

@@ -5,15 +5,16 @@ Processes that share a layout (forks) share its view.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.maps import Layout
 from quayscope.sidecar.native.memo import Memo, State, Walked
 from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, Kind, ObjectRules, Rule
 
-__all__ = ["RuleSource", "View"]
+__all__ = ["Guess", "RuleSource", "View"]
 
 _NO_FILES = ("/memfd:", "/dev/zero", "/SYSV")
 _MAX_FAILED = 1024
@@ -21,6 +22,10 @@ _MAX_RETURNS = 4096
 _BEFORE_RETURN = 7
 _INDIRECT_CALLS = (2, 3, 4, 6, 7)
 """Lengths of the encodings of `call` through a register or memory: FF /2 with its operands."""
+
+
+Guess = Literal["frame pointer", "search"]
+"""By what a caller was found where there is no call frame information."""
 
 
 class RuleSource(Protocol):
@@ -34,14 +39,21 @@ class RuleSource(Protocol):
 class View:
     """`rules` holds what `learn` has answered, `memo` what walks have found.
 
-    `learned` and `stored` are called when they grow by one, and may clear them.
+    `learned` and `stored` are called when they grow by one, and may clear them; `guesses` counts steps that
+    no information backs.
     """
 
     def __init__(
-        self, layout: Layout, source: RuleSource, learned: Callable[[], None], stored: Callable[[], None]
+        self,
+        layout: Layout,
+        source: RuleSource,
+        learned: Callable[[], None],
+        stored: Callable[[], None],
+        guesses: Counter[Guess],
     ) -> None:
         self.rules: dict[int, Rule] = {}
         self.memo = Memo()
+        self.guesses = guesses
         self._layout = layout
         self._source = source
         self._learned = learned
@@ -96,6 +108,10 @@ class View:
                     self._failed.clear()
                 self._failed.add((pid, path))
         return found
+
+    def forget_objects(self) -> None:
+        """Let go of the objects; they are asked for again when something new is to be learned."""
+        self._objects.clear()
 
     def is_code(self, address: int) -> bool:
         """Whether an address is mapped as code at all."""
