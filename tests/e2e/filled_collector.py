@@ -103,5 +103,7 @@ def fill(url: str) -> None:
     for (stack, attributes), (count, nanoseconds) in waited.samples.items():
         stalls.add(stack, attributes, (count, nanoseconds))
     client = PushClient(url)
-    client.push(encode_push([series_of(one, f"page-{n}") for n, one in enumerate((app, perf, blocked, stalls))]))
+    client.push(
+        encode_push([series_of(one, f"page-{n}") for n, one in enumerate((app, perf, blocked, stalls))])
+    )
     client.close()

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from quayscope.profile import PROCESS_CPU, Attributes, Frame, Stack
 from quayscope.profile.model import Losses
+from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, read_maps
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.ring import PerfRings, Sample
-from quayscope.sidecar.native.symbols import KernelSymbols, Symbols
+from quayscope.sidecar.native.symbols import Symbols
 from quayscope.sidecar.statements import Described, StatementSource, describe
 from quayscope.sidecar.targets import CLIENT_BACKEND, UNKNOWN_BACKEND, Postmaster, backend_type
 from quayscope.sidecar.windows import SECOND_NS, Windows
@@ -285,8 +286,8 @@ class NativeSampler:
             if space is None or mapping is None:
                 # Code without frame pointers led the kernel astray: what follows is no stack.
                 break
-            native = self._symbols.frame(space, mapping, address)
-            complete = native.is_root
-            found.append(native.frame)
+            named = self._symbols.frames(space, address)
+            complete = named.is_root
+            found += named.frames
         found.reverse()
         return found, complete
