@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quayscope.sidecar.native import unwind
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
 from quayscope.sidecar.native.samples import Unwound
@@ -250,12 +251,18 @@ def anonymous(pid: int = 1) -> AddressSpace:
     return AddressSpace(pid, [*space_of("program").mappings, Mapping(0x10000, 0x20000, 0, "")])
 
 
-def test_generated_code_with_frame_pointers(unwinder: CfiUnwinder) -> None:
-    """It is walked by them, into code with rules and on to the root."""
+def test_generated_code_with_frame_pointers() -> None:
+    """It is walked by them, into code with rules and on to the root; not to where nothing was called."""
+    code = bytearray(b"\x90" * 0x400)
+    code[0x44:0x49] = b"\xe8\0\0\0\0"  # call, in plain
+    unwinder = CfiUnwinder(Mapped(program=object_of(FUNCTIONS, code=bytes(code))), cache=None)
     words = [7, 7, STACK + 0x38, 0x11008, 5, 6, 7, 0, PLAIN + 9, 1, 2, 3, OUTERMOST + 9]
     found = unwinder.unwind(anonymous(), registers(0x10800, bp=STACK + 16), stack(*words))
     assert found == Unwound((0x10800, 0x11007, PLAIN + 8, OUTERMOST + 8), "root")
     assert unwinder.guesses == {"frame pointer": 2}
+    words[8] += 1
+    found = unwinder.unwind(anonymous(), registers(0x10800, bp=STACK + 16), stack(*words))
+    assert found == Unwound((0x10800, 0x11007), "rules")
 
 
 def test_generated_code_without() -> None:
@@ -272,6 +279,34 @@ def test_generated_code_without() -> None:
     assert unwinder.guesses == {"search": 1}
     found = unwinder.unwind(anonymous(), registers(0x10800, bp=0x77), stack(*lies, 0, 0))
     assert found == Unwound((0x10800,), "rules")
+
+
+def test_memory_is_bounded(program: Elf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layouts, addresses and stacks that never come again do not pile up."""
+    monkeypatch.setattr(unwind, "_MAX_RULES", 1024)
+    monkeypatch.setattr(unwind, "_MAX_STRETCHES", 500)
+    unwinder = CfiUnwinder(Mapped(program=program), cache=None)
+    chance = random.Random(5)
+    most = [0, 0, 0]
+    for _ in range(200):
+        start = BASE + chance.randrange(1 << 20) * 0x10000
+        space = AddressSpace(1, [Mapping(start, start + 0x4000, 0, "/program")])
+        for _ in range(5):
+            words, bp, addresses = grow(chance, 12)
+            moved = [word + start - BASE if BASE <= word < BASE + 0x4000 else word for word in words]
+            first = registers(addresses[0] + start - BASE, bp=bp)
+            assert unwinder.unwind(space, first, stack(*moved)).end == "root"
+        views = list(unwinder._views.values())
+        held = [view.memo.young for view in views] + [view.memo.old for view in views]
+        now = [
+            len(views),
+            sum(len(view.rules) for view in views),
+            sum(len(stretches) for generation in held for stretches in generation.values()),
+        ]
+        most = list(map(max, most, now))
+    assert most[0] == 64
+    assert 500 < most[1] <= 1024
+    assert 500 < most[2] <= 1000
 
 
 def test_files_that_cannot_be_read(unwinder: CfiUnwinder) -> None:

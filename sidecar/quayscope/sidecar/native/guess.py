@@ -1,8 +1,9 @@
 """Code without call frame information, generated code above all: where its caller may be.
 
-Code that keeps frame pointers is walked by them. What LLVM generates for Postgres keeps none: there the stack
-is searched for the return address of an indirect call, as generated code is called by nothing else. A find
-counts only when the stack goes on from there to its root by call frame information.
+Code that keeps frame pointers is walked by them, as long as they lead to right behind a call. What LLVM
+generates for Postgres keeps none: there the stack is searched for the return address of an indirect call, as
+generated code is called by nothing else. A find counts only when the stack goes on from there to its root by
+call frame information.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ __all__ = ["Caller", "guess"]
 _MAX_WORDS = 512
 """Words of the stack that are searched: frames of generated code are small."""
 _MAX_FINDS = 8
+_LOWEST = 0x1000
+"""No code lies in the first page."""
 _MAX_FRAMES = 200
 _MAX_FRAME_WORDS = 1 << 17
 
@@ -41,7 +44,7 @@ def guess(
     size = len(words)
     if not frame & 7 and i <= at < min(size - 1, i + _MAX_FRAME_WORDS):
         word = words[at + 1]
-        if word and view.is_code(word - 1) and (words[at] == 0 or words[at] > bp):
+        if word and view.call_before(pid, word) != "none" and (words[at] == 0 or words[at] > bp):
             view.guesses["frame pointer"] += 1
             return Caller(at + 2, at, 0)
     if not search:
@@ -49,7 +52,7 @@ def guess(
     finds = 0
     for spot in range(i, min(size, i + _MAX_WORDS)):
         word = words[spot]
-        if word < 4096 or not view.is_code(word - 1) or not view.follows_call(pid, word):
+        if word < _LOWEST or view.call_before(pid, word) != "indirect":
             continue
         # LLVM pushes the frame pointer first, right below the return address, where it saves it at all.
         for saved_at, value in ((-1, bp), (spot - 1, words[spot - 1] if spot > i else bp)):

@@ -12,13 +12,13 @@ from typing import Literal, Protocol
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.maps import Layout
 from quayscope.sidecar.native.memo import Memo, State, Walked
-from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, Kind, ObjectRules, Rule
+from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, ObjectRules, Rule
 
-__all__ = ["Guess", "RuleSource", "View"]
+__all__ = ["Call", "Guess", "RuleSource", "View"]
 
 _NO_FILES = ("/memfd:", "/dev/zero", "/SYSV")
 _MAX_FAILED = 1024
-_MAX_RETURNS = 4096
+_MAX_CALLS = 4096
 _BEFORE_RETURN = 7
 _INDIRECT_CALLS = (2, 3, 4, 6, 7)
 """Lengths of the encodings of `call` through a register or memory: FF /2 with its operands."""
@@ -26,6 +26,9 @@ _INDIRECT_CALLS = (2, 3, 4, 6, 7)
 
 Guess = Literal["frame pointer", "search"]
 """By what a caller was found where there is no call frame information."""
+
+
+Call = Literal["none", "direct", "indirect", "unknown"]
 
 
 class RuleSource(Protocol):
@@ -60,7 +63,7 @@ class View:
         self._stored = stored
         self._objects: dict[str, ObjectRules] = {}
         self._failed: set[tuple[int, str]] = set()
-        self._returns: dict[int, bool] = {}
+        self._calls: dict[int, Call] = {}
 
     def learn(self, pid: int, address: int) -> Rule:
         """Return the rule at an address, as process `pid` has its files."""
@@ -113,26 +116,29 @@ class View:
         """Let go of the objects; they are asked for again when something new is to be learned."""
         self._objects.clear()
 
-    def is_code(self, address: int) -> bool:
-        """Whether an address is mapped as code at all."""
-        return self._layout.find(address) is not None
+    def call_before(self, pid: int, word: int) -> Call:
+        """Return which call a word is the return address of, as far as the code before it can be read.
 
-    def follows_call(self, pid: int, word: int) -> bool:
-        """Whether a word is an address right after an indirect call, in code with call frame information."""
-        known = self._returns.get(word)
+        `unknown` is code that belongs to no file, or whose file cannot be read.
+        """
+        known = self._calls.get(word)
         if known is None:
-            if len(self._returns) >= _MAX_RETURNS:
-                self._returns.clear()
-            known = self._returns[word] = self._look_before(pid, word)
+            if len(self._calls) >= _MAX_CALLS:
+                self._calls.clear()
+            known = self._calls[word] = self._look_before(pid, word)
         return known
 
-    def _look_before(self, pid: int, word: int) -> bool:
+    def _look_before(self, pid: int, word: int) -> Call:
         mapping = self._layout.find(word - 1)
-        found = self._object(pid, mapping.path) if mapping is not None else None
-        if mapping is None or found is None or self.learn(pid, word - 1)[0] > Kind.BP:
-            return False
+        if mapping is None:
+            return "none"
+        found = self._object(pid, mapping.path)
+        if found is None:
+            return "unknown"
         try:
             before = found.elf.read(word - mapping.start + mapping.offset - _BEFORE_RETURN, _BEFORE_RETURN)
         except (MalformedElf, OSError):
-            return False
-        return any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in _INDIRECT_CALLS)
+            return "none"
+        if any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in _INDIRECT_CALLS):
+            return "indirect"
+        return "direct" if before[-5] == 0xE8 else "none"
