@@ -65,7 +65,7 @@ def compare(path: Path, replay: Replay, unwinder: CfiUnwinder) -> Compared:
 
 @pytest.fixture(scope="module")
 def cpu_s(full: bool) -> float:
-    return 30.0 if full else 2.0
+    return 10.0 if full else 2.0
 
 
 @pytest.fixture(scope="module")

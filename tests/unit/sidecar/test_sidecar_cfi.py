@@ -153,7 +153,7 @@ def test_instructions_that_make_no_sense(instructions: bytes) -> None:
     with pytest.raises(MalformedCfi, match=r"."):
         table_of(elf).function(0)
     rules = ObjectRules(elf)
-    assert rules.rule(CODE) == rules.rule(CODE + 1) == GUESS
+    assert rules.rule(CODE + 0x80) == rules.rule(CODE + 0x81) == GUESS
     assert rules.malformed == 1
 
 
@@ -292,7 +292,13 @@ def test_between_functions_there_is_no_rule() -> None:
     rules = ObjectRules(object_of([(CODE + 0x100, 0x40, b""), (CODE + 0x200, 0x40, b"")]))
     known = [rules.rule(CODE + at) for at in (0x100, 0x13F, 0x200, 0x23F)]
     assert known == [(Kind.SP, 1, 0, None)] * 4
-    assert [rules.rule(CODE + at) for at in (0, 0xFF, 0x140, 0x1FF, 0x240)] == [GUESS] * 5
+    assert [rules.rule(CODE + at) for at in (0x80, 0xFF, 0x140, 0x1FF, 0x240)] == [GUESS] * 5
+
+
+def test_a_start_without_information() -> None:
+    """The first instructions of a program have no caller, whether its tables say so or not."""
+    rules = ObjectRules(object_of([(CODE + 0x100, 0x40, b"")]))
+    assert [rules.rule(CODE + at) for at in (0, 7, 0x40)] == [ROOT, ROOT, GUESS]
 
 
 def test_without_a_search_table() -> None:
@@ -339,11 +345,11 @@ def test_a_search_table_that_lies() -> None:
     """One that names another start than the entry, or points elsewhere, has no rules and is counted."""
     frames, places = section([(CODE, 0x40, b""), (CODE + 0x40, 0x40, b"")])
     at = TABLES + len(frames) + -len(frames) % 8
-    lies = [(CODE, places[1][1]), (CODE + 0x40, TABLES), (CODE + 0x80, 1 << 29)]
+    lies = [(CODE + 0x30, places[1][1]), (CODE + 0x40, TABLES), (CODE + 0x80, 1 << 29)]
     rules = ObjectRules(
         Elf(image({".eh_frame": (TABLES, frames), ".eh_frame_hdr": (at, search_table(lies, at))}))
     )
-    assert [rules.rule(CODE + place) for place in (0, 0x40, 0x80)] == [GUESS] * 3
+    assert [rules.rule(CODE + place) for place in (0x30, 0x40, 0x80)] == [GUESS] * 3
     assert rules.malformed == 3
 
 

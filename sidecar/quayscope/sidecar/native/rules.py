@@ -73,6 +73,8 @@ UNMAPPED: Rule = (Kind.UNMAPPED, 0, 0, None)
 
 _interned: dict[Rule, Rule] = {}
 _MAX_INTERNED = 4096
+_ENTRY_BYTES = 48
+"""What `_start` takes, at least: glibc's has 38 bytes, and the dynamic linker's no information."""
 _MAX_WHOLE = 128
 """Functions of an object kept with all their rows' registers, for walks by name."""
 
@@ -130,15 +132,15 @@ class ObjectRules:
         """Return the rule at a virtual address of the object."""
         table = self._table
         if table is None:
-            return self.fallback
+            return self._without(address)
         index = table.index_of(address)
         if index < 0:
-            return self.fallback
+            return self._without(address)
         compiled = self._functions.get(index)
         if compiled is None:
             compiled = self._functions[index] = self._compile(table, index)
         if address >= compiled.end:
-            return self.fallback
+            return self._without(address)
         rule = compiled.rules[bisect.bisect_right(compiled.starts, address) - 1]
         if rule[0] == Kind.PLT:
             return _intern((Kind.SP, rule[1] + ((address & 15) >= rule[2]), 0, None))
@@ -149,6 +151,12 @@ class ObjectRules:
                 return self.fallback
             rule = compiled.rules[bisect.bisect_right(compiled.starts, address) - 1]
         return rule
+
+    def _without(self, address: int) -> Rule:
+        """Return the rule at an address without information; a program's first instructions have no caller."""
+        if not self.is_go and 0 < self.elf.entry <= address < self.elf.entry + _ENTRY_BYTES:
+            return ROOT
+        return self.fallback
 
     def general(self, address: int) -> Rule:
         """Return the rule at a virtual address with every register by name, where there is information."""
