@@ -49,9 +49,11 @@ def compare(path: Path, replay: Replay, unwinder: CfiUnwinder) -> Compared:
         assert unwinder.unwind(space, sample.registers, sample.stack) == result
         ours = [in_file(space, address) for address in result.addresses]
         wanted = theirs[sample.tid, sample.time_ns]
-        # Where perf went astray it ends at an address that no file holds.
+        # Where perf went astray it ends at an address that no file holds; where both did, ours leaves it out.
         while len(wanted) > 1 and wanted[-1] > 1 << 40 and wanted[-1] not in result.addresses:
             wanted.pop()
+        if result.end == "unmapped":
+            wanted = wanted[: max(len(ours), len(wanted) - 1)]
         alike = sum(1 for a, b in zip(wanted, ours, strict=False) if a in (b, b + 1))
         if alike == len(wanted) == len(ours):
             found.same += 1

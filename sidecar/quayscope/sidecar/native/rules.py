@@ -153,7 +153,7 @@ class ObjectRules:
         return rule
 
     def _without(self, address: int) -> Rule:
-        """Return the rule at an address without information; a program's first instructions have no caller."""
+        """Return the rule at an address without information; the first instructions have no caller."""
         if not self.is_go and 0 < self.elf.entry <= address < self.elf.entry + _ENTRY_BYTES:
             return ROOT
         return self.fallback
