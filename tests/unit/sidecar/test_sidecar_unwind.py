@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ from quayscope.sidecar.native import unwind
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
 from quayscope.sidecar.native.samples import Unwound
+from quayscope.sidecar.native.stored import StoredRules
 from quayscope.sidecar.native.unwind import MAX_FRAMES, CfiUnwinder
 from unit.sidecar.assembled import BASE, CODE, Mapped, cie, object_of, sleb, space_of, uleb
 
@@ -373,6 +375,31 @@ def test_rules_are_kept(tmp_path: Path) -> None:
     again = used(cache, object_of(broken, build_id=IDENTITY))
     assert (again.malformed, again.corrupted) == (0, 0)
     assert path.read_bytes() == before
+
+
+def test_rules_that_this_run_did_not_need(tmp_path: Path) -> None:
+    """They stay for the next one."""
+    program = object_of(FUNCTIONS, build_id=IDENTITY)
+    used(tmp_path, program)
+    (path,) = tmp_path.iterdir()
+    before = path.stat().st_size
+    other = CfiUnwinder(Mapped(program=program), cache=tmp_path)
+    other.unwind(SPACE, registers(SAVES_RBX, rbx=3), b"")
+    other.close()
+    assert path.stat().st_size > before
+    broken = [(start, size, b"\x3f") for start, size, _ in FUNCTIONS]
+    assert used(tmp_path, object_of(broken, build_id=IDENTITY)).malformed == 0
+
+
+def test_the_size_of_the_cache(tmp_path: Path) -> None:
+    """The least lately used files go when there is no room for all."""
+    rules = StoredRules(tmp_path, most=2000)
+    functions = [(64 * number, 64, [(0, 0, 1, 0)]) for number in range(20)]
+    for number in range(10):
+        rules.save(f"{number:02}" * 20, 1, functions)
+        os.utime(tmp_path / (f"{number:02}" * 20 + ".rules"), (number, number))
+    left = sorted(path.name[:2] for path in tmp_path.iterdir())
+    assert left == ["08", "09"]
 
 
 def test_a_corrupted_cache(tmp_path: Path) -> None:

@@ -96,5 +96,6 @@ class RuleBook:
             return
         for rules in self._held.values():
             if rules.changed and rules.elf.build_id:
-                self._stored.save(rules.elf.build_id, rules.checksum, rules.compiled())
+                kept = self._stored.save(rules.elf.build_id, rules.checksum, rules.compiled())
+                rules.stored = kept or rules.stored
                 rules.changed = False

@@ -18,10 +18,11 @@ from quayscope.sidecar.native.cfi import CfaRule, How, Recovery, Row
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.expressions import sleb
 from quayscope.sidecar.native.frames import FrameTable, Function
-from quayscope.sidecar.native.stored import Stored
+from quayscope.sidecar.native.stored import Stored, StoredFunction
 
 __all__ = ["CHAIN", "GENERATED", "GUESS", "ROOT", "UNMAPPED", "General", "Kind", "ObjectRules", "Rule"]
 
+_MASK = (1 << 64) - 1
 _SP, _BP, _RA = 7, 6, 16
 _EM_X86_64 = 62
 _GO_SECTIONS = (".go.buildinfo", ".gopclntab", ".data.rel.ro.gopclntab")
@@ -187,7 +188,7 @@ class ObjectRules:
             if found is not None:
                 size, rows = found
                 start = table.start_of(index)
-                starts = array("Q", [start + distance for distance, _, _, _ in rows])
+                starts = array("Q", [start + distance & _MASK for distance, _, _, _ in rows])
                 rules = [_intern((kind, step, save, None)) for _, kind, step, save in rows]
                 return _Compiled(start + size, starts, rules)
         self.changed = True
@@ -207,10 +208,11 @@ class ObjectRules:
             function.end, starts, [_compile(function, row, self._short) for row in function.rows]
         )
 
-    def compiled(self) -> list[tuple[int, int, list[tuple[int, int, int, int]]]]:
-        """Return what is worth keeping: functions as (start, size, [(distance, kind, step, save)])."""
+    def compiled(self) -> list[StoredFunction]:
+        """Return what is worth keeping: what is compiled, then what only an earlier run has."""
+        if self._table is None:
+            return []
         found = []
-        assert self._table is not None
         for index, (end, starts, rules) in self._functions.items():
             if rules:
                 start = self._table.start_of(index)
@@ -218,6 +220,12 @@ class ObjectRules:
                     (at - start, rule[0], rule[1], rule[2]) for at, rule in zip(starts, rules, strict=True)
                 ]
                 found.append((start, end - start, rows))
+        if self.stored is not None:
+            known = {start for start, _, _ in found}
+            for start in self.stored.starts:
+                kept = None if start in known else self.stored.function(start)
+                if kept is not None:
+                    found.append((start, *kept))
         return found
 
     def forget(self) -> None:
