@@ -22,7 +22,7 @@ from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
-from quayscope.sidecar.resources import TierCpu
+from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
 
 __all__ = ["Options", "Sidecar"]
 
@@ -102,7 +102,11 @@ class Sidecar:
             self._uplink.profiles,
             self._capabilities,
         )
-        self._tiers = TierCpu()
+        self._processes = Processes()
+        self._tiers = TierCpu(self._processes)
+        self._resources = Resources(
+            options.labels, self._meter, self._processes, self._uplink.metrics, self._capabilities
+        )
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
@@ -146,7 +150,18 @@ class Sidecar:
             log.exception("fault", extra={"faults": self._faults})
 
     def _measure(self) -> None:
+        self._processes.look()
         self._meter.emit(self._tiers.readings(self._database.server, self._options.quay_pid))
+        self._resources.tick(self._containers())
+
+    def _containers(self) -> list[Container]:
+        server, quay_pid = self._database.server, self._options.quay_pid
+        found = []
+        if server is not None:
+            found.append(Container({"service_name": self._options.database_service}, server.pid))
+        if quay_pid is not None:
+            found.append(Container({"service_name": "quay-app"}, quay_pid))
+        return found
 
     def _report(self) -> None:
         self._reported_changes = self._capabilities.changes
@@ -187,6 +202,8 @@ class Sidecar:
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
         self._guard(self._measure)
+        self._resources.close()
+        self._processes.close()
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")

@@ -168,10 +168,11 @@ class Mapped:
     def __init__(self, **objects: Elf) -> None:
         self.objects = {f"/{name}": found for name, found in objects.items()}
         self.asked = 0
+        self.gone: set[int] = set()
 
     def of(self, pid: int, path: str) -> Elf | None:
         self.asked += 1
-        return self.objects.get(path)
+        return None if pid in self.gone else self.objects.get(path)
 
 
 BASE = 0x55_0000_0000

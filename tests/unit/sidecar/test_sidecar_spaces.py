@@ -105,6 +105,19 @@ def test_forks_share(processes: Processes) -> None:
     assert processes.reads == 1
 
 
+def test_descent(processes: Processes) -> None:
+    """Whom a process descends from is known through forks, changes and other programs."""
+    processes.spaces.of(1)
+    processes.spaces.forked(2, 1)
+    processes.spaces.forked(3, 2)
+    processes.spaces.mapped(3, 0x5000, 0x1000, 0, "/plugin", True)
+    processes.spaces.forked(4, 3)
+    processes.spaces.executed(4)
+    processes.spaces.mapped(4, 0x5000, 0x1000, 0, "/other", True)
+    found = [processes.spaces.of(pid) for pid in (1, 2, 3, 4)]
+    assert [space.ancestor for space in found if space is not None] == [0, 1, 1, 1]
+
+
 def test_a_parent_that_is_not_known(processes: Processes) -> None:
     """Then the child is read itself; what an older process of its number had is forgotten."""
     processes.mappings[2] = [Mapping(0x7000, 0x8000, 0, "/child")]

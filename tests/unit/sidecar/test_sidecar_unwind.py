@@ -326,6 +326,19 @@ def test_files_that_cannot_be_read(unwinder: CfiUnwinder) -> None:
     assert unwinder.unwind(space_of("program", pid=2), registers(LEAF), stack(OUTERMOST + 9)).end == "root"
 
 
+def test_a_process_that_has_ended(program: Elf) -> None:
+    """Its files are read through the one it descends from, if what lies there can be what was mapped."""
+    files = Mapped(program=program)
+    files.gone.add(2)
+    unwinder = CfiUnwinder(files, cache=None)
+    (segment,) = program.segments
+    size = -(-segment.size // 4096) * 4096
+    for length, ancestor, end in ((size, 0, "rules"), (size + 4096, 1, "rules"), (size, 1, "root")):
+        space = AddressSpace(2, [Mapping(BASE, BASE + length, 0, "/program")], ancestor)
+        unwinder = CfiUnwinder(files, cache=None)
+        assert unwinder.unwind(space, registers(LEAF), stack(OUTERMOST + 9)).end == end
+
+
 def test_registers_of_no_known_machine(unwinder: CfiUnwinder) -> None:
     """There are no rules for them."""
     assert unwinder.unwind(SPACE, (1, 2, 3), b"").end == "rules"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.rules import Kind
 from quayscope.sidecar.native.view import View
 
@@ -33,7 +34,7 @@ class Caller(NamedTuple):
 
 
 def guess(
-    view: View, pid: int, words: memoryview, base: int, i: int, bp: int, *, search: bool
+    view: View, space: AddressSpace, words: memoryview, base: int, i: int, bp: int, *, search: bool
 ) -> Caller | None:
     """Return the caller of a frame whose stack pointer has index `i` and whose frame pointer is `bp`.
 
@@ -44,7 +45,7 @@ def guess(
     size = len(words)
     if not frame & 7 and i <= at < min(size - 1, i + _MAX_FRAME_WORDS):
         word = words[at + 1]
-        if word and view.call_before(pid, word) != "none" and (words[at] == 0 or words[at] > bp):
+        if word and view.call_before(space, word) != "none" and (words[at] == 0 or words[at] > bp):
             view.guesses["frame pointer"] += 1
             return Caller(at + 2, at, 0)
     if not search:
@@ -52,11 +53,11 @@ def guess(
     finds = 0
     for spot in range(i, min(size, i + _MAX_WORDS)):
         word = words[spot]
-        if word < _LOWEST or view.call_before(pid, word) != "indirect":
+        if word < _LOWEST or view.call_before(space, word) != "indirect":
             continue
         # LLVM pushes the frame pointer first, right below the return address, where it saves it at all.
         for saved_at, value in ((-1, bp), (spot - 1, words[spot - 1] if spot > i else bp)):
-            if _reaches_root(view, pid, words, base, spot + 1, word - 1, value):
+            if _reaches_root(view, space, words, base, spot + 1, word - 1, value):
                 view.guesses["search"] += 1
                 return Caller(spot + 1, saved_at, bp)
         finds += 1
@@ -65,11 +66,13 @@ def guess(
     return None
 
 
-def _reaches_root(view: View, pid: int, words: memoryview, base: int, i: int, at: int, bp: int) -> bool:
+def _reaches_root(
+    view: View, space: AddressSpace, words: memoryview, base: int, i: int, at: int, bp: int
+) -> bool:
     """Walk on by short rules alone, without a trace."""
     size = len(words)
     for _ in range(_MAX_FRAMES):
-        kind, step, save, _general = view.learn(pid, at)
+        kind, step, save, _general = view.learn(space, at)
         if kind == Kind.ROOT:
             return True
         if kind in (Kind.SP, Kind.SP_SAVED):

@@ -113,11 +113,13 @@ class Spaces:
         if space is None:
             self._held.pop(pid, None)
         else:
-            self._keep(pid, _Held(AddressSpace(pid, space.layout)))
+            self._keep(pid, _Held(AddressSpace(pid, space.layout, space.ancestor or parent)))
 
     def executed(self, pid: int) -> None:
         """Note that a process runs another program now: only what it maps from here on is mapped."""
-        self._keep(pid, _Held(AddressSpace(pid, ())))
+        held = self._held.get(pid)
+        ancestor = held.space.ancestor if held is not None and held.space is not None else 0
+        self._keep(pid, _Held(AddressSpace(pid, (), ancestor)))
 
     def ended(self, pid: int) -> None:
         """Forget a process."""
@@ -155,6 +157,8 @@ class Spaces:
         held.read_after = now + max(_REREAD_AFTER_S, _SHARE * (now - began))
         if space is None:
             self.unreadable += 1
+        elif held.space is not None:
+            space.ancestor = held.space.ancestor
         return space
 
     def _apply(self, pid: int, held: _Held) -> None:
@@ -164,7 +168,8 @@ class Spaces:
             return
         changes, held.changes = held.changes, []
         layout = Layout.of(()) if held.space is None else held.space.layout
-        space = AddressSpace(pid, layout.with_mappings(changes))
+        ancestor = 0 if held.space is None else held.space.ancestor
+        space = AddressSpace(pid, layout.with_mappings(changes), ancestor)
         self._set(pid, held, space)
         if len(space.mappings) > _LARGE:
             now = self._clock()

@@ -66,12 +66,12 @@ class CfiUnwinder:
         data = memoryview(stack)[: len(stack) & ~7]
         if len(registers) == _X86_64_REGISTERS:
             if not registers[7] & 7:
-                end = walk(view, space.pid, registers, data, out, MAX_FRAMES)
+                end = walk(view, space, registers, data, out, MAX_FRAMES)
             if end is None:
                 out.clear()
-                end = walk_by_name(view, space.pid, X86_64, registers, data, out, MAX_FRAMES)
+                end = walk_by_name(view, space, X86_64, registers, data, out, MAX_FRAMES)
         elif len(registers) == _AARCH64_REGISTERS:
-            end = walk_by_name(view, space.pid, AARCH64, registers, data, out, MAX_FRAMES)
+            end = walk_by_name(view, space, AARCH64, registers, data, out, MAX_FRAMES)
         else:
             end = "rules"
         self.ends[end] += 1

@@ -5,12 +5,14 @@ Processes that share a layout (forks) share its view.
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Protocol
 
 from quayscope.sidecar.errors import MalformedElf
-from quayscope.sidecar.native.maps import Layout
+from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.maps import AddressSpace, Layout, Mapping
 from quayscope.sidecar.native.memo import Memo, State, Walked
 from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, ObjectRules, Rule
 
@@ -65,28 +67,30 @@ class View:
         self._failed: set[tuple[int, str]] = set()
         self._calls: dict[int, Call] = {}
 
-    def learn(self, pid: int, address: int) -> Rule:
-        """Return the rule at an address, as process `pid` has its files."""
+    def learn(self, space: AddressSpace, address: int) -> Rule:
+        """Return the rule at an address, as this process has its files."""
         known = self.rules.get(address)
         if known is not None:
             return known
-        rule, lasting = self._look_up(pid, address, ObjectRules.rule)
+        rule, lasting = self._look_up(space, address, ObjectRules.rule)
         if lasting:
             self.rules[address] = rule
             self._learned()
         return rule
 
-    def general(self, pid: int, address: int) -> Rule:
+    def general(self, space: AddressSpace, address: int) -> Rule:
         """Return the rule at an address, with registers by name where there is information."""
-        return self._look_up(pid, address, ObjectRules.general)[0]
+        return self._look_up(space, address, ObjectRules.general)[0]
 
-    def _look_up(self, pid: int, address: int, ask: Callable[[ObjectRules, int], Rule]) -> tuple[Rule, bool]:
+    def _look_up(
+        self, space: AddressSpace, address: int, ask: Callable[[ObjectRules, int], Rule]
+    ) -> tuple[Rule, bool]:
         """Return a rule, and whether it is worth keeping."""
         mapping = self._layout.find(address)
         if mapping is None:
             # Garbage has many addresses.
             return UNMAPPED, False
-        found = self._object(pid, mapping.path)
+        found = self._object(space, mapping)
         if found is None:
             if not mapping.path.startswith("/") or mapping.path.startswith(_NO_FILES):
                 return GENERATED, True
@@ -100,23 +104,30 @@ class View:
         if self.memo.store(state, spots, start, words, walked):
             self._stored()
 
-    def _object(self, pid: int, path: str) -> ObjectRules | None:
+    def _object(self, space: AddressSpace, mapping: Mapping) -> ObjectRules | None:
+        path = mapping.path
         found = self._objects.get(path)
-        if found is None and path and path[0] in "/[" and (pid, path) not in self._failed:
-            found = self._source.of(pid, path)
+        if found is None and path and path[0] in "/[" and (space.pid, path) not in self._failed:
+            found = self._source.of(space.pid, path)
+            if found is None and space.ancestor:
+                # It may have ended before it was looked at; then what its ancestor has there counts if it
+                # can be what is mapped.
+                found = self._source.of(space.ancestor, path)
+                if found is not None and not _fits(mapping, found.elf):
+                    found = None
             if found is not None:
                 self._objects[path] = found
             else:
                 if len(self._failed) >= _MAX_FAILED:
                     self._failed.clear()
-                self._failed.add((pid, path))
+                self._failed.add((space.pid, path))
         return found
 
     def forget_objects(self) -> None:
         """Let go of the objects; they are asked for again when something new is to be learned."""
         self._objects.clear()
 
-    def call_before(self, pid: int, word: int) -> Call:
+    def call_before(self, space: AddressSpace, word: int) -> Call:
         """Return which call a word is the return address of, as far as the code before it can be read.
 
         `unknown` is code that belongs to no file, or whose file cannot be read.
@@ -125,14 +136,14 @@ class View:
         if known is None:
             if len(self._calls) >= _MAX_CALLS:
                 self._calls.clear()
-            known = self._calls[word] = self._look_before(pid, word)
+            known = self._calls[word] = self._look_before(space, word)
         return known
 
-    def _look_before(self, pid: int, word: int) -> Call:
+    def _look_before(self, space: AddressSpace, word: int) -> Call:
         mapping = self._layout.find(word - 1)
         if mapping is None:
             return "none"
-        found = self._object(pid, mapping.path)
+        found = self._object(space, mapping)
         if found is None:
             return "unknown"
         try:
@@ -142,3 +153,14 @@ class View:
         if any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in _INDIRECT_CALLS):
             return "indirect"
         return "direct" if before[-5] == 0xE8 else "none"
+
+
+def _fits(mapping: Mapping, elf: Elf) -> bool:
+    """Whether a mapping is as long as, and lies where, an object's code does."""
+    page = mmap.PAGESIZE
+    for segment in elf.segments:
+        first = segment.offset // page * page
+        end = -(-(segment.offset + segment.size) // page) * page
+        if segment.executable and first == mapping.offset and end - first == mapping.end - mapping.start:
+            return True
+    return False
