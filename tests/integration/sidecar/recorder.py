@@ -12,16 +12,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["MIXED", "Database", "mixed_load", "prepare", "record", "recording"]
+__all__ = ["MIXED", "SUMMED", "Database", "mixed_load", "prepare", "record", "recording"]
 
 RATE = "499"
 
+SUMMED = """
+CREATE OR REPLACE FUNCTION summed(x int) RETURNS int LANGUAGE plpgsql AS
+    $$ DECLARE s int := 0; BEGIN FOR k IN 1..50 LOOP s := s + k * x % 7; END LOOP; RETURN s; END $$;
+"""
+"""A procedural function: its language is a library that each backend loads."""
 PREPARE = """
 CREATE TABLE account AS SELECT i AS id, md5(i::text) AS name, i * 1.1 AS amount,
     jsonb_build_object('k', i % 50, 'v', md5(i::text)) AS facts FROM generate_series(1, 20000) i;
 ALTER TABLE account ADD PRIMARY KEY (id);
-CREATE FUNCTION summed(x int) RETURNS int LANGUAGE plpgsql AS
-    $$ DECLARE s int := 0; BEGIN FOR k IN 1..50 LOOP s := s + k * x % 7; END LOOP; RETURN s; END $$;
 ANALYZE account;
 """
 MIXED = (
@@ -82,6 +85,7 @@ def record(path: Path, *command: str) -> None:
 def prepare(database: Database) -> None:
     """Make the tables that the mixed load needs."""
     with database.connect() as connection:
+        connection.execute(SUMMED)
         connection.execute(PREPARE)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.sidecar.recorder import Database, mixed_load, prepare, record, recording
+from integration.sidecar.recorder import SUMMED, Database, mixed_load, prepare, record, recording
 from perf_data import Files, Replay, perf_stacks
 from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.objects import Objects
@@ -108,6 +108,27 @@ def test_postgres_without_frame_pointers(
             assert unwinder.unwind(own, sample.registers, sample.stack) == expected
             checked += 1
     assert checked > 0.8 * len(replay)
+
+
+def test_backends_that_have_ended(make_server: Callable[..., Database], folder: Path, cpu_s: float) -> None:
+    """Backends of a few milliseconds, all gone before they are looked at, still reach their root."""
+    server = make_server("18")
+    with server.connect() as connection:
+        connection.execute(SUMMED)
+    path = folder / "short"
+    pids = set()
+    with recording(path, "-p", str(server.pid)):
+        for _ in range(int(60 * cpu_s)):
+            with server.connect() as connection:
+                pids.add(connection.info.backend_pid)
+                connection.execute("SELECT sum(summed(i)) FROM generate_series(1, 1500) i")
+    replay = Replay(path, Spaces())
+    assert len({sample.pid for _, sample in replay} & pids) > 20
+    unwinder = CfiUnwinder(Objects(), cache=None)
+    found = compare(path, replay, unwinder)
+    print(found.same, found.longer, found.other, unwinder.ends)
+    assert found.other == 0, found.examples[:3]
+    assert unwinder.ends["root"] >= 0.99 * unwinder.ends.total()
 
 
 def test_generated_code(

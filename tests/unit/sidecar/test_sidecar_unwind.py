@@ -311,6 +311,25 @@ def test_memory_is_bounded(program: Elf, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 500 < most[2] <= 1000
 
 
+@pytest.mark.parametrize("pushed", [0, 1])
+def test_small_functions_without_information(pushed: int) -> None:
+    """The call that led to them is believed when it leads there; not one that leads elsewhere."""
+    code = bytearray(b"\x90" * 0x400)
+    call = PLAIN - BASE - CODE + 4
+    code[call : call + 5] = b"\xe8" + struct.pack("<i", 0x300 - (call + 5))
+    code[call + 8 : call + 13] = b"\xe8" + struct.pack("<i", 0x380 - (call + 13))
+    unwinder = CfiUnwinder(Mapped(program=object_of(FUNCTIONS, code=bytes(code))), cache=None)
+    here, elsewhere = PLAIN + 9, PLAIN + 17
+    pc = BASE + CODE + 0x310
+    words = [*[0x77] * pushed, here, 1, 2, 3, OUTERMOST + 9]
+    assert unwinder.unwind(SPACE, registers(pc), stack(*words)) == Unwound(
+        (pc, here - 1, OUTERMOST + 8), "root"
+    )
+    assert unwinder.guesses == {"call": 1}
+    words[pushed] = elsewhere
+    assert unwinder.unwind(SPACE, registers(pc), stack(*words)) == Unwound((pc,), "rules")
+
+
 def test_files_that_cannot_be_read(unwinder: CfiUnwinder) -> None:
     """Code of theirs has no rules; another process of the same layout may be able to read them."""
     known: dict[str, Elf] = {}

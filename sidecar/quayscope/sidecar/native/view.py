@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
@@ -26,11 +26,18 @@ _INDIRECT_CALLS = (2, 3, 4, 6, 7)
 """Lengths of the encodings of `call` through a register or memory: FF /2 with its operands."""
 
 
-Guess = Literal["frame pointer", "search"]
+Guess = Literal["call", "frame pointer", "search"]
 """By what a caller was found where there is no call frame information."""
 
 
-Call = Literal["none", "direct", "indirect", "unknown"]
+class Call(NamedTuple):
+    """The call before an address: `unknown` where the code cannot be read; `target` of a direct one."""
+
+    kind: Literal["none", "direct", "indirect", "unknown"]
+    target: int = 0
+
+
+_NO_CALL, _UNKNOWN_CALL, _INDIRECT_CALL = Call("none"), Call("unknown"), Call("indirect")
 
 
 class RuleSource(Protocol):
@@ -128,10 +135,7 @@ class View:
         self._objects.clear()
 
     def call_before(self, space: AddressSpace, word: int) -> Call:
-        """Return which call a word is the return address of, as far as the code before it can be read.
-
-        `unknown` is code that belongs to no file, or whose file cannot be read.
-        """
+        """Return which call a word is the return address of."""
         known = self._calls.get(word)
         if known is None:
             if len(self._calls) >= _MAX_CALLS:
@@ -142,17 +146,19 @@ class View:
     def _look_before(self, space: AddressSpace, word: int) -> Call:
         mapping = self._layout.find(word - 1)
         if mapping is None:
-            return "none"
+            return _NO_CALL
         found = self._object(space, mapping)
         if found is None:
-            return "unknown"
+            return _UNKNOWN_CALL
         try:
             before = found.elf.read(word - mapping.start + mapping.offset - _BEFORE_RETURN, _BEFORE_RETURN)
         except (MalformedElf, OSError):
-            return "none"
+            return _NO_CALL
         if any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in _INDIRECT_CALLS):
-            return "indirect"
-        return "direct" if before[-5] == 0xE8 else "none"
+            return _INDIRECT_CALL
+        if before[-5] != 0xE8:
+            return _NO_CALL
+        return Call("direct", word + int.from_bytes(before[-4:], "little", signed=True))
 
 
 def _fits(mapping: Mapping, elf: Elf) -> bool:

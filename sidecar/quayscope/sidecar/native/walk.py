@@ -113,7 +113,7 @@ def walk(
                 return "dump"
             if saved_at >= 0:
                 bp = words[saved_at]
-            found = guess(view, space, words, base, i, bp, search=kind == Kind.GENERATED)
+            found = guess(view, space, words, base, i, bp, at, generated=kind == Kind.GENERATED)
             if found is None:
                 return "root" if guessed and not bp else "rules"
             i, saved_at, bp = found
