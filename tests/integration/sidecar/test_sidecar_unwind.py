@@ -118,7 +118,7 @@ def test_backends_that_have_ended(make_server: Callable[..., Database], folder: 
     path = folder / "short"
     pids = set()
     with recording(path, "-p", str(server.pid)):
-        for _ in range(int(60 * cpu_s)):
+        for _ in range(int(40 * cpu_s)):
             with server.connect() as connection:
                 pids.add(connection.info.backend_pid)
                 connection.execute("SELECT sum(summed(i)) FROM generate_series(1, 1500) i")

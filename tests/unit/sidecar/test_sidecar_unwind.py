@@ -311,6 +311,17 @@ def test_memory_is_bounded(program: Elf, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 500 < most[2] <= 1000
 
 
+def test_a_system_call_that_does_not_return() -> None:
+    """Its return address lies behind its function, whose rule holds all the same."""
+    code = bytearray(b"\x90" * 0x400)
+    code[0x1FE:0x200] = b"\x0f\x05"
+    functions = [*FUNCTIONS[:5], (CODE + 0x1C0, 0x40, frame(2)), (CODE + 0x280, 0x40, frame(2))]
+    unwinder = CfiUnwinder(Mapped(program=object_of(functions, code=bytes(code))), cache=None)
+    words = stack(0, OUTERMOST + 9)
+    for pc, end in ((CODE + 0x200, "root"), (CODE + 0x2C0, "rules")):
+        assert unwinder.unwind(SPACE, registers(BASE + pc), words).end == end
+
+
 @pytest.mark.parametrize("pushed", [0, 1])
 def test_small_functions_without_information(pushed: int) -> None:
     """The call that led to them is believed when it leads there; not one that leads elsewhere."""

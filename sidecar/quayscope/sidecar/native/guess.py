@@ -22,6 +22,7 @@ _MAX_WORDS = 512
 _MAX_FINDS = 8
 _MAX_FUNCTION = 1024
 """Bytes from a function's start: what has no information is small (starts of libraries, assembly)."""
+_CALLS = ("direct", "indirect", "unknown")
 _LOWEST = 0x1000
 """No code lies in the first page."""
 _MAX_FRAMES = 200
@@ -83,7 +84,7 @@ def _by_frame_pointer(
     size = len(words)
     if not frame & 7 and i <= at < min(size - 1, i + _MAX_FRAME_WORDS):
         word = words[at + 1]
-        if word and view.call_before(space, word).kind != "none" and (words[at] == 0 or words[at] > bp):
+        if word and view.call_before(space, word).kind in _CALLS and (words[at] == 0 or words[at] > bp):
             view.guesses["frame pointer"] += 1
             return Caller(at + 2, at, 0)
     return None

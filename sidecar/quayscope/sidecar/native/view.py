@@ -22,6 +22,7 @@ _NO_FILES = ("/memfd:", "/dev/zero", "/SYSV")
 _MAX_FAILED = 1024
 _MAX_CALLS = 4096
 _BEFORE_RETURN = 7
+_SYSCALL = b"\x0f\x05"
 _INDIRECT_CALLS = (2, 3, 4, 6, 7)
 """Lengths of the encodings of `call` through a register or memory: FF /2 with its operands."""
 
@@ -33,7 +34,7 @@ Guess = Literal["call", "frame pointer", "search"]
 class Call(NamedTuple):
     """The call before an address: `unknown` where the code cannot be read; `target` of a direct one."""
 
-    kind: Literal["none", "direct", "indirect", "unknown"]
+    kind: Literal["none", "direct", "indirect", "system", "unknown"]
     target: int = 0
 
 
@@ -157,7 +158,7 @@ class View:
         if any(before[-n] == 0xFF and before[1 - n] >> 3 & 7 == 2 for n in _INDIRECT_CALLS):
             return _INDIRECT_CALL
         if before[-5] != 0xE8:
-            return _NO_CALL
+            return Call("system") if before[-2:] == _SYSCALL else _NO_CALL
         return Call("direct", word + int.from_bytes(before[-4:], "little", signed=True))
 
 

@@ -104,10 +104,11 @@ def walk(
             rule = known(at) or view.learn(space, at)
             continue
         else:
-            if len(out) == 1 and kind == Kind.GUESS and view.learn(space, at - 1)[0] <= Kind.GENERAL:
+            if len(out) == 1 and view.call_before(space, at).kind == "system":
                 # A system call that does not return is the last instruction of its function.
-                rule = view.learn(space, at - 1)
-                if rule[0] != kind:
+                before = view.learn(space, at - 1)
+                if before[0] <= Kind.BP or before[0] == Kind.GENERAL:
+                    rule = before
                     continue
             if saved_at >= len(words):
                 return "dump"
