@@ -67,7 +67,7 @@ def compare(path: Path, replay: Replay, unwinder: CfiUnwinder) -> Compared:
 
 @pytest.fixture(scope="module")
 def cpu_s(full: bool) -> float:
-    return 10.0 if full else 2.0
+    return 10.0 if full else 1.5
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_a_program_of_threads_and_exceptions(program: Path, folder: Path, cpu_s:
     unwinder = CfiUnwinder(Files(), cache=None)
     found = compare(path, replay, unwinder)
     print(found.same, found.longer, found.other, unwinder.ends)
-    assert len(replay) > 200
+    assert len(replay) > 400 * cpu_s * 0.8
     assert found.other <= 0.005 * found.all, found.examples[:3]
     assert found.same >= 0.985 * found.all
     # A signal on a stack of its own hides what it interrupted: once in 64 turns.
@@ -198,7 +198,7 @@ def test_go(checkout: Path, folder: Path, cpu_s: float) -> None:
     unwinder = CfiUnwinder(Files(), cache=None)
     found = compare(path, replay, unwinder)
     print(found.same, found.longer, found.other, unwinder.ends)
-    assert len(replay) > 200
+    assert len(replay) > 400 * cpu_s * 0.8
     assert found.longer >= 0.95 * found.all
     assert unwinder.ends["root"] >= 0.98 * unwinder.ends.total()
 
