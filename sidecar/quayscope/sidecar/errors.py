@@ -5,7 +5,8 @@
     quayscope.profile.Failure
     └── SidecarError             this package
         ├── BadOption            a flag that cannot be honoured (exit code 2)
-        └── MalformedElf         a file that is not the ELF object it claims to be
+        ├── MalformedElf         a file that is not the ELF object it claims to be
+        └── NoCgroup             a target has no cgroup of its own that can be reached
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
 it is a missing capability, see `capabilities`.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "MalformedElf", "NoCgroup", "SidecarError"]
 
 
 class SidecarError(Failure):
@@ -30,3 +31,7 @@ class BadOption(SidecarError):
 
 class MalformedElf(SidecarError):
     """A mapped file that is not the ELF object it claims to be; the text says what was wrong."""
+
+
+class NoCgroup(SidecarError):
+    """A target has no cgroup of its own that can be reached; the text says why."""
