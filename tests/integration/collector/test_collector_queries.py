@@ -284,3 +284,46 @@ def test_queries_answer_during_ingest(stored: RunningCollector) -> None:
     assert not failures
     assert len(pushed) == 60
     assert stored.get("flamegraph", type=CPU, match="service_name=busy")["total"] == sum(pushed)
+
+
+def test_an_endpoint_through_all_tiers(shared: RunningCollector) -> None:
+    """A worker's CPU and waits, and below the statement the database's own, of this endpoint alone."""
+    where = Attributes(endpoint="GET /stitched", run="r9")
+    sql, view = Frame("select s", kind="sql"), Frame("view", "app.py", 7, "python")
+    root = Frame("quay-database", kind="root")
+
+    def push(kind: Any, labels: dict[str, str], stacks: dict[tuple[Frame, ...], int], number: str) -> None:
+        base = cpu_profile(0, **labels)
+        profile = Profile(kind, base.labels, base.start_ns, base.duration_ns)
+        for stack, value in stacks.items():
+            profile.add(stack, where, (1, value))
+            profile.add(stack, where._replace(endpoint="GET /other"), (1, 10 * value))
+        shared.push(profile, number)
+
+    database = {"service_name": "quay-database", "role": "client backend"}
+    push(PROCESS_CPU, {}, {(view,): 500}, "s1")
+    push(BLOCK, {}, {(view, sql): 2_000}, "s2")
+    push(
+        PROCESS_CPU,
+        {**database, "sampler": "perf"},
+        {(root, sql, Frame("ExecScan", kind="native")): 700},
+        "s3",
+    )
+    push(PROCESS_CPU, {**database, "sampler": "activity"}, {(root, sql): 9_000}, "s4")
+    push(BLOCK, {**database, "sampler": "activity"}, {(root, sql, Frame("IO:Read", kind="wait")): 300}, "s5")
+    answer = shared.get("stitch", match=["endpoint=GET /stitched", "run=r9"])
+    assert (answer["cpu"], answer["stalled"], answer["total"]) == (500, 2_000, 2_500)
+    assert answer["tiers"]["database_cpu"]["samplers"] == ["perf"]
+    assert answer["statements"] == [
+        {"statement": "select s", "stalled": 2_000, "cpu": 700, "waiting": 300, "shown": 1_000}
+    ]
+    (first,) = answer["root"]["children"]
+    assert answer["root"]["name"] == "GET /stitched"
+    assert (first["name"], first["value"], first["self"]) == ("view", 2_500, 500)
+    (statement,) = first["children"]
+    assert (statement["value"], statement["self"]) == (2_000, 1_000)
+    assert [(child["name"], child["value"]) for child in statement["children"]] == [
+        ("ExecScan", 700),
+        ("IO:Read", 300),
+    ]
+    assert shared.request("GET", "/api/v1/stitch?match=run=r9")[0] == 400

@@ -14,7 +14,9 @@ import pytest
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps, read_maps
-from quayscope.sidecar.native.symbols import KernelSymbols, Objects, Symbols
+from quayscope.sidecar.native.objects import Objects
+from quayscope.sidecar.native.symbols import KernelSymbols, Symbols
+from quayscope.sidecar.native.symtab import Function
 
 
 def _load(path: Path) -> Elf:
@@ -23,6 +25,11 @@ def _load(path: Path) -> Elf:
         return Elf(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _functions(elf: Elf) -> list[Function]:
+    found = (elf.functions.at(address, address) for address in elf.functions.addresses)
+    return [function for function in found if function is not None]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,9 @@ def test_names_live_addresses(function: str) -> None:
 def test_static_functions_get_a_stable_name(libc: Path) -> None:
     """An address without a symbol is named by the start of its function, the same for all of it."""
     elf = _load(libc)
-    unnamed = [start for start in elf._starts if (found := elf.function_at(start)) and not found.name]
+    unnamed = [
+        start for start in elf.starts.addresses if (found := elf.function_at(start)) and not found.name
+    ]
     if not unnamed:
         pytest.fail(f"every function of {libc} has a symbol")
     start = unnamed[len(unnamed) // 2]
@@ -122,6 +131,45 @@ def test_objects_are_parsed_once(libc: Path, tmp_path: Path) -> None:
     assert objects.of(os.getpid(), str(bad)) is None
     assert objects.malformed == 1
     assert objects.of(os.getpid(), "/does/not/exist") is None
+
+
+def test_sections_are_found_and_read_after_closing(libc: Path) -> None:
+    """A section's place and bytes are those of the file, the descriptor it was opened from closed or not."""
+    elf = _load(libc)
+    extent = elf.section(".eh_frame_hdr")
+    assert extent is not None
+    address, offset, size = extent
+    assert elf.read(offset, size) == elf.content(".eh_frame_hdr") == libc.read_bytes()[offset : offset + size]
+    assert elf.address_of(offset) == address
+    assert elf.offset_of(address) == offset
+    assert elf.section(".no_such_section") is None
+    assert elf.section(".bss") is None, "it has no bytes in the file"
+    assert elf.machine in (62, 183)
+    assert len(elf.build_id) == 40
+    with pytest.raises(MalformedElf):
+        elf.read(elf.size - 1, 2)
+
+
+def test_descriptors_are_bounded(libc: Path, tmp_path: Path) -> None:
+    """Past 128 objects the least lately used is let go, and its descriptor with it."""
+    objects = Objects()
+    whole = libc.read_bytes()
+    at = whole.index(bytes.fromhex(_load(libc).build_id))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(140):
+        path = tmp_path / str(number)
+        path.write_bytes(whole[:at] + number.to_bytes(20, "big") + whole[at + 20 :])
+        assert objects.of(os.getpid(), str(path)) is not None
+        path.unlink()
+    assert len(objects.held()) == 128
+    assert len(os.listdir("/proc/self/fd")) == before + 128
+
+
+def test_the_vdso_is_an_object() -> None:
+    """The kernel's own code in each process has names, though it is no file."""
+    elf = Objects().of(os.getpid(), "[vdso]")
+    assert elf is not None
+    assert any(elf.functions.name(f) == "__vdso_gettimeofday" for f in _functions(elf)) or elf.machine == 183
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from quayscope.collector.query.metrics import metrics, one_metric
 from quayscope.collector.query.request import read_column, read_count, read_matchers, read_range
 from quayscope.collector.query.select import losses, present_series, samplers_of, select, sums_by_node
 from quayscope.collector.query.spans import newest_spans, spans_of_trace
+from quayscope.collector.query.tiers import all_tiers
 from quayscope.collector.query.top import top_rows
-from quayscope.collector.query.tree import dump_tree, flame_tree, merge
+from quayscope.collector.query.tree import dump_tree, flame_tree, fold, merge
 from quayscope.collector.store import Store
 from quayscope.profile import KINDS
 
@@ -104,6 +105,15 @@ def query_blueprint(
             pruned=pruned,
         )
         head = answer.get_data(as_text=True).rstrip()
+        return Response(f'{head[:-1]}, "root": {dump_tree(root)}}}', mimetype="application/json")
+
+    @paths.get("/stitch")
+    def stitched() -> Response:
+        query = request.args
+        max_nodes = read_count(query, "max_nodes", _MAX_NODES, _MOST_NODES)
+        answer = all_tiers(store, read_matchers(query), read_range(query))
+        root, pruned = fold(answer.pop("root"), max_nodes)
+        head = jsonify(**answer, pruned=pruned).get_data(as_text=True).rstrip()
         return Response(f'{head[:-1]}, "root": {dump_tree(root)}}}', mimetype="application/json")
 
     @paths.get("/top")

@@ -19,11 +19,11 @@ from pathlib import Path
 from quayscope.profile import Profile
 from quayscope.sidecar.native.batches import Batches, Notes
 from quayscope.sidecar.native.gather import Gathered
+from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.publish import Publisher
 from quayscope.sidecar.native.ring import RingBudget, Rings, online_cpus
 from quayscope.sidecar.native.sources import Plan
 from quayscope.sidecar.native.stacks import Stacks
-from quayscope.sidecar.native.symbols import Objects
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.native.unwind import CfiUnwinder

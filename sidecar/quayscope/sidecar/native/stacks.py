@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from quayscope.profile import Frame
 from quayscope.sidecar.native.maps import AddressSpace
-from quayscope.sidecar.native.symbols import KernelSymbols, Objects, Symbols
+from quayscope.sidecar.native.objects import Objects
+from quayscope.sidecar.native.symbols import KernelSymbols, Symbols
 
 __all__ = ["Stacks"]
 

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import logging
-import os
-import stat
-from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
 from quayscope.profile import Frame
-from quayscope.sidecar.errors import MalformedElf
-from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
+from quayscope.sidecar.native.objects import Objects
 
-__all__ = ["KernelSymbols", "NativeFrame", "Objects", "Symbols"]
+__all__ = ["KernelSymbols", "NativeFrame", "Symbols"]
 
-log = logging.getLogger(__name__)
-
-_MAX_OBJECTS = 256
 _MAX_FRAMES = 200_000
 _ROOTS = frozenset(
     {"_start", "main", "__libc_start_main", "__libc_start_call_main", "__libc_start_main_impl"}
@@ -32,55 +24,6 @@ class NativeFrame(NamedTuple):
 
     frame: Frame
     is_root: bool
-
-
-class Objects:
-    """Parsed ELF objects, cached by device, inode and time of change: the file, whatever its name here."""
-
-    def __init__(self) -> None:
-        self._held: OrderedDict[tuple[int, int, int], Elf | None] = OrderedDict()
-        self.malformed = 0
-
-    def of(self, pid: int, path: str) -> Elf | None:
-        """Return the object that process `pid` knows as `path`; None when it is unreadable or malformed."""
-        for candidate in self._candidates(pid, path):
-            with contextlib.suppress(OSError):
-                return self._open(candidate)
-        return None
-
-    @staticmethod
-    def _candidates(pid: int, path: str) -> list[str]:
-        # /proc/PID/exe and /proc/PID/root reach into the process's own mounts, and past a package upgrade
-        # that replaced the file.
-        candidates = []
-        with contextlib.suppress(OSError):
-            if str(Path(f"/proc/{pid}/exe").readlink()) == path:
-                candidates.append(f"/proc/{pid}/exe")
-        if path.startswith("/") and not path.endswith(" (deleted)"):
-            candidates += [f"/proc/{pid}/root{path}", path]
-        return candidates
-
-    def _open(self, path: str) -> Elf | None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            facts = os.fstat(descriptor)
-            key = (facts.st_dev, facts.st_ino, facts.st_mtime_ns)
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-            elf: Elf | None = None
-            try:
-                if stat.S_ISREG(facts.st_mode):
-                    elf = Elf(descriptor)
-            except MalformedElf as error:
-                self.malformed += 1
-                log.warning("object not readable", extra={"path": path, "error": str(error)})
-            self._held[key] = elf
-            if len(self._held) > _MAX_OBJECTS:
-                self._held.popitem(last=False)
-            return elf
-        finally:
-            os.close(descriptor)
 
 
 class Symbols:

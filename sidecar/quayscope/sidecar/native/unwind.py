@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quayscope.sidecar.native.maps import AddressSpace
+from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.samples import Unwound
-from quayscope.sidecar.native.symbols import Objects
 
 
 class CfiUnwinder:

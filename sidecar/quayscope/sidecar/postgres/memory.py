@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quayscope.sidecar.errors import SidecarError
 from quayscope.sidecar.native.maps import read_maps
-from quayscope.sidecar.native.symbols import Objects
+from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.targets import Postmaster
 
 __all__ = ["MAX_STATEMENT", "BackendMemory", "read_memory"]
