@@ -104,7 +104,7 @@ class Database:
             counts[name] += count
         counts["faults"] += self._activity.faults if self._activity is not None else 0
         if self._owns_perf:
-            counts += Counter(self._perf.counts())
+            counts.update(self._perf.counts())
         return counts
 
     def _current(self) -> dict[str, int]:

@@ -149,12 +149,14 @@ class Sampler:
             if feed is None:
                 return
             self._guard(partial(self._batch, feed))
+            self._charge_lost(feed)
             tracked.close()
             feed.tracked.remove(tracked)
             self._close_if_empty(feed)
             self._past["samples"] += tracked.samples
         with self._flushing:
             self._publisher.publish(None)
+            tracked.charge(time.time_ns())
             self._publisher.send(tracked, None)
 
     def _close_if_empty(self, feed: _Feed) -> None:
@@ -278,7 +280,7 @@ class Sampler:
         with self._lock:
             counts = Counter(self._past)
             for feed in self._feeds:
-                counts += self._ring_counts(feed)
+                counts.update(self._ring_counts(feed))
                 counts["samples"] += sum(tracked.samples for tracked in feed.tracked)
             counts["samples_without_maps"] += self._batches.spaceless
         return dict(counts)

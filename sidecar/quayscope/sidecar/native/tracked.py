@@ -105,10 +105,11 @@ class Tracked:
         now = time.monotonic()
         if now - self._measured_at < _MEASURE_EVERY_S:
             return
-        self._measured_at = now
         used, sampled = self._used_ns(), self.cpu_ns
         before = self._measured
-        self._measured = (used, sampled)
+        if 0 <= used - before[0] < _TOO_LITTLE_NS:
+            return  # too little to tell: the stretch goes on
+        self._measured_at, self._measured = now, (used, sampled)
         # Of a tree, a process that ends unobserved by its parent takes its CPU with it.
         self.coverage = Coverage(max(0, used - before[0]), sampled - before[1])
 
