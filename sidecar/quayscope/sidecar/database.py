@@ -72,7 +72,7 @@ class Database:
         self._cpu = ActivityCpu(self._seen, options.service)
         self._activity: Activity | None = None
         if options.dsn:
-            statistics = ServerStatistics(readings)
+            statistics = ServerStatistics(readings, capabilities)
             listeners: list[Listener] = [self._cpu, Waits(self._seen, options.service)]
             self._activity = Activity(options.dsn, capabilities, listeners, statistics.read, self._resolve)
 

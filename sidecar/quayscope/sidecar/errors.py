@@ -5,6 +5,7 @@
     quayscope.profile.Failure
     └── SidecarError             this package
         ├── BadOption            a flag that cannot be honoured (exit code 2)
+        ├── MalformedCfi         unwind tables that contradict themselves
         ├── MalformedElf         a file that is not the ELF object it claims to be
         └── NoCgroup             a target has no cgroup of its own that can be reached
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "MalformedElf", "NoCgroup", "SidecarError"]
+__all__ = ["BadOption", "MalformedCfi", "MalformedElf", "NoCgroup", "SidecarError"]
 
 
 class SidecarError(Failure):
@@ -27,6 +28,10 @@ class BadOption(SidecarError):
     """A flag that cannot be honoured."""
 
     exit_code = 2
+
+
+class MalformedCfi(SidecarError):
+    """Call frame information that contradicts itself or is cut short; the text says what was wrong."""
 
 
 class MalformedElf(SidecarError):

@@ -39,8 +39,10 @@ class Meter:
         """Send readings taken now."""
         now = time.time_ns()
         metrics = []
-        for name in dict.fromkeys(reading.name for reading in readings):
-            held = [reading for reading in readings if reading.name == name]
+        by_name: dict[str, list[Reading]] = {}
+        for reading in readings:
+            by_name.setdefault(reading.name, []).append(reading)
+        for name, held in by_name.items():
             start = self._deltas.get(name, self._start_ns) if held[0].kind == "delta" else self._start_ns
             points = tuple(NumberPoint(reading.value, now, start, reading.attributes) for reading in held)
             metrics.append(Metric(name, held[0].unit, held[0].kind, points))

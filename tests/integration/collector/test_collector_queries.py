@@ -10,6 +10,7 @@ import pytest
 
 from integration.collector.running_collector import SECOND, RunningCollector, cpu_profile
 from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, Profile
+from quayscope.relay.otlp import Metric, NumberPoint, metric_request
 
 CPU = "process_cpu"
 ALL = 70_000_015
@@ -327,3 +328,30 @@ def test_an_endpoint_through_all_tiers(shared: RunningCollector) -> None:
         ("IO:Read", 300),
     ]
     assert shared.request("GET", "/api/v1/stitch?match=run=r9")[0] == 400
+
+
+def test_counters_grow_by_what_they_counted(shared: RunningCollector) -> None:
+    """Growth starts at the last point before the range, or anew with a counter; gauges have none."""
+    now = int(time.time()) - 100
+
+    def push(name: str, kind: str, points: dict[int, float], **attributes: str) -> None:
+        for second, value in points.items():
+            at = (now + second) * SECOND
+            body = metric_request({}, [Metric(name, "1", kind, (NumberPoint(value, at, at, attributes),))])
+            assert shared.post("/v1/metrics", body, "application/x-protobuf")[0] == 200
+
+    push("grow.scans", "cumulative", {0: 5, 10: 9, 20: 12, 30: 2, 40: 4}, table="a")
+    push("grow.scans", "cumulative", {20: 7, 30: 8}, table="new")
+    push("grow.scans", "cumulative", {0: 7, 10: 7, 40: 7}, table="still")
+    push("grow.reads", "delta", {5: 100, 15: 1, 25: 2}, table="a")
+    push("grow.size", "gauge", {5: 1, 15: 2}, table="a")
+    rows = shared.get("deltas", name="grow.*", from_=now + 15, to=now + 41)["rows"]
+    assert [(row["name"], row["table"], row["value"]) for row in rows] == [
+        ("grow.reads", "a", 3),
+        ("grow.scans", "a", 3 + 2 + 2),
+        ("grow.scans", "new", 1),
+    ]
+    assert shared.get("deltas", name="grow.scans", from_=now + 15, to=now + 41, match="table=new")[
+        "rows"
+    ] == [rows[2]]
+    assert shared.request("GET", "/api/v1/deltas")[0] == 400

@@ -145,6 +145,7 @@ def binaries() -> Iterator[dict[str, Path]]:
                     ignore=shutil.ignore_patterns("*.a", "pkgconfig", "pgxs"),
                 )
             found[version] = root / "package" / version
+        found["15"] = Path("/usr/lib/postgresql/15")  # Debian's, with contrib: it may stay where it is
         yield found
 
 

@@ -160,6 +160,7 @@ def test_reconnect_storm_is_complete(
         pids = {attributes.pid for profile in out for _, attributes in profile.samples}
         print(len(pids), "processes", cpu_of(out) / measured_ns, count_of(out), sampler.counts())
         assert len(pids) > wanted / 50
+        assert sampler.counts()["samples_without_maps"] < wanted / 500
         assert not {neighbour.pid, load.pid, os.getpid()} & pids
         assert abs(cpu_of(out) / measured_ns - 1) < most_off
         end([neighbour])
@@ -209,7 +210,7 @@ def test_lost_samples_are_counted(programs: dict[str, Path], until: Any) -> None
     lost = sum(profile.losses.lost for profile in out)
     assert lost > 0
     assert sampler.counts()["samples_lost"] == lost
-    assert abs((lost + count_of(out)) * 1_001_001 / used - 1) < 0.1
+    assert abs((lost + count_of(out)) * 1_001_001 / used - 1) < 0.3
 
 
 def _more(tracked: Tracked, samples: int) -> bool:
@@ -235,7 +236,8 @@ def test_rate_at_run_time(programs: dict[str, Path], cgroup: TestCgroup, until: 
                 for tracked, (samples, cpu_ns) in zip(both, before, strict=True):
                     until(partial(_more, tracked, samples + 60), 30.0)
                     rate = (tracked.samples - samples) / (tracked.cpu_ns - cpu_ns) * 1e9
-                    assert abs(rate / hz - 1) < 0.1, tracked.target.service
+                    # A virtual CPU that is taken away for a while makes samples late.
+                    assert 0.6 < rate / hz < 1.2, tracked.target.service
         assert {profile.period for profile in out} >= {1_000_000_000 // 99}
     finally:
         end([inside, beside])

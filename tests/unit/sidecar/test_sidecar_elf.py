@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from quayscope.profile import Frame
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps, read_maps
 from quayscope.sidecar.native.objects import Objects
-from quayscope.sidecar.native.symbols import KernelSymbols, Symbols
+from quayscope.sidecar.native.symbols import Named, Symbols
 from quayscope.sidecar.native.symtab import Function
 
 
@@ -55,11 +57,13 @@ def test_names_live_addresses(function: str) -> None:
     address = _address_of(function)
     mapping = space.find(address)
     assert mapping is not None
-    native = Symbols(Objects()).frame(space, mapping, address)
+    named = Symbols(Objects()).frames(space, address)
+    (frame,) = named.frames
     # Aliases share an address: __getpid is getpid.
-    assert function in native.frame.function
-    assert native.frame.file == mapping.path
-    assert native.frame.kind == "native"
+    assert function in frame.function
+    assert frame.file == mapping.path
+    assert frame.kind == "native"
+    assert named.known
 
 
 def test_static_functions_get_a_stable_name(libc: Path) -> None:
@@ -155,14 +159,14 @@ def test_descriptors_are_bounded(libc: Path, tmp_path: Path) -> None:
     objects = Objects()
     whole = libc.read_bytes()
     at = whole.index(bytes.fromhex(_load(libc).build_id))
-    before = len(os.listdir("/proc/self/fd"))
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     for number in range(140):
         path = tmp_path / str(number)
         path.write_bytes(whole[:at] + number.to_bytes(20, "big") + whole[at + 20 :])
         assert objects.of(os.getpid(), str(path)) is not None
         path.unlink()
     assert len(objects.held()) == 128
-    assert len(os.listdir("/proc/self/fd")) == before + 128
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before + 128
 
 
 def test_the_vdso_is_an_object() -> None:
@@ -212,9 +216,10 @@ def anonymous() -> AddressSpace:
 def test_code_without_a_file(anonymous: AddressSpace) -> None:
     """Generated code is one frame, not one a call."""
     symbols = Symbols(Objects())
-    first, second = anonymous.mappings
-    assert symbols.frame(anonymous, first, 0x1234).frame.function == "[anonymous]"
-    assert symbols.frame(anonymous, second, 0x3456).frame.function == "[vdso]"
+    assert symbols.frames(anonymous, 0x1234) == Named((Frame("[anonymous]"),), False, False)
+    assert symbols.frames(anonymous, 0x1235) == symbols.frames(anonymous, 0x1234)
+    assert symbols.frames(anonymous, 0x5000) == Named((Frame("[unmapped]"),), False, False)
+    assert symbols.unnamed == 4
 
 
 def test_kernel_names(tmp_path: Path) -> None:

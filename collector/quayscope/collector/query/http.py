@@ -14,7 +14,7 @@ from quayscope.collector.counters import Counters
 from quayscope.collector.errors import BadRequest, CollectorError, SamplersMixed
 from quayscope.collector.query import catalogue
 from quayscope.collector.query.breakdown import breakdown, read_dimensions
-from quayscope.collector.query.metrics import metrics, one_metric
+from quayscope.collector.query.metrics import deltas, metrics, one_metric
 from quayscope.collector.query.request import read_column, read_count, read_matchers, read_range
 from quayscope.collector.query.select import losses, present_series, samplers_of, select, sums_by_node
 from quayscope.collector.query.spans import newest_spans, spans_of_trace
@@ -159,5 +159,13 @@ def query_blueprint(
         if name.endswith("*"):
             return jsonify(metrics=metrics(store, name, matchers, time_range))
         return jsonify(one_metric(store, name, matchers, time_range))
+
+    @paths.get("/deltas")
+    def growth() -> Response:
+        query = request.args
+        name = query.get("name", "")
+        if not name:
+            raise BadRequest("name is missing", next_step="name=postgresql.table.* is what tables counted")
+        return jsonify(rows=deltas(store, name, read_matchers(query), read_range(query)))
 
     return paths

@@ -77,6 +77,8 @@ class Batches:
             )
         elif isinstance(record, Forked):
             if record.pid != record.parent:
+                # The parent is still there to be read; the child, when its first sample is seen, may not be.
+                spaces.of(record.parent)
                 spaces.forked(record.pid, record.parent)
         elif isinstance(record, Executed):
             spaces.executed(record.pid)
@@ -103,11 +105,19 @@ class Batches:
                 self.spaceless += 1
             else:
                 user, end = self._unwinder.unwind(space, sample.registers, sample.stack)
+                if end == "unmapped":
+                    newer = self._spaces.missed(pid)
+                    if newer is not None:
+                        space = newer
+                        user, end = self._unwinder.unwind(space, sample.registers, sample.stack)
                 self.ends[end] += 1
                 complete = end == "root"
         elif sample.user:
             user = _callers(sample)
-            self.spaceless += space is None
+            if space is None:
+                self.spaceless += 1
+            elif space.find(user[0]) is None:
+                space = self._spaces.missed(pid) or space
         else:
             complete = bool(
                 sample.kernel

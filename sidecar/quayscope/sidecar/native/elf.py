@@ -12,6 +12,7 @@ import os
 import struct
 import weakref
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from quayscope.sidecar.errors import MalformedElf
@@ -38,6 +39,8 @@ _NT_GNU_BUILD_ID = 3
 _EXECUTABLE = 1
 _MAX_READ = 64 << 20
 """Nothing is read in one piece past this many bytes."""
+_MAX_SYMBOLS = 24 << 20
+"""A symbol table or its names past this many bytes is passed over, counted as a flaw: a million symbols."""
 _MAX_NAME = 4096
 _MAX_HEADERS = 4096
 _MAX_NOTES = 64 << 10
@@ -87,7 +90,8 @@ class Elf:
 
     A descriptor is duplicated and may be closed by the caller; the copy is closed with the object. Symbols
     are read when they are first asked for. Raises `MalformedElf` when the file is something else or
-    contradicts itself, OSError when it cannot be read.
+    contradicts itself, OSError when it cannot be read. `frame_header` is where `.eh_frame_hdr` lies by the
+    program headers: it is there when section headers were stripped.
     """
 
     def __init__(self, source: int | bytes) -> None:
@@ -103,11 +107,13 @@ class Elf:
         facts = self._read_header()
         self.segments: list[Segment] = []
         self._notes: list[tuple[int, int]] = []
-        self._frame_header: Extent | None = None
+        self.frame_header: Extent | None = None
         self._read_segments(*facts.segments)
         self.sections: list[Section] = []
         self._read_sections(*facts.sections, facts.names)
-        self.build_id = self._find_build_id()
+        self.build_id = ""
+        self.is_go = False
+        self._read_notes()
         self.flaws = 0
         self._functions: FunctionTable | None = None
         self._starts: Starts | None = None
@@ -162,7 +168,7 @@ class Elf:
             if kind == _PT_LOAD:
                 self.segments.append(Segment(offset, address, in_file, bool(flags & _EXECUTABLE)))
             elif kind == _PT_GNU_EH_FRAME:
-                self._frame_header = Extent(address, offset, in_file)
+                self.frame_header = Extent(address, offset, in_file)
             elif kind == _PT_NOTE:
                 self._notes.append((offset, in_file))
 
@@ -182,14 +188,15 @@ class Elf:
             if kind == _SHT_NOTE:
                 self._notes.append((offset, length))
 
-    def _find_build_id(self) -> str:
+    def _read_notes(self) -> None:
         for offset, size in self._notes:
             # Only what tells two builds apart depends on a note: one that is broken is passed over.
-            if size <= _MAX_NOTES and offset + size <= self.size:
-                found = _build_id(self._piece(offset, size, "note"))
-                if found:
-                    return found
-        return ""
+            if size > _MAX_NOTES or offset + size > self.size:
+                continue
+            for name, kind, data in _parse_notes(self._piece(offset, size, "note")):
+                if name == b"GNU\0" and kind == _NT_GNU_BUILD_ID and 0 < len(data) <= _MAX_BUILD_ID:
+                    self.build_id = self.build_id or data.hex()
+                self.is_go |= name == b"Go\0\0"
 
     def section(self, name: str) -> Extent | None:
         """Return where a section lies, None where there is none or its bytes are not in this file."""
@@ -290,44 +297,53 @@ class Elf:
                 self._starts = Starts()
         return self._starts
 
+    @property
+    def has_full_table(self) -> bool:
+        """Whether it has a `.symtab`: the names of static functions too."""
+        return any(section.kind == _SHT_SYMTAB for section in self.sections)
+
+    @property
+    def cost(self) -> int:
+        """What the tables read so far take in memory, in bytes."""
+        functions = 0 if self._functions is None else self._functions.cost
+        return functions + (0 if self._starts is None else 8 * len(self._starts.addresses))
+
     def forget(self) -> None:
         """Drop the tables; they are read again when asked for."""
         self._functions = None
         self._starts = None
 
-    def _symbol_tables(self) -> list[tuple[bytes, bytes]]:
-        found = []
+    def _symbol_tables(self) -> Iterator[tuple[bytes, bytes]]:
         for wanted in (_SHT_SYMTAB, _SHT_DYNSYM):
             for section in self.sections:
                 if section.kind != wanted:
                     continue
                 try:
-                    found.append(self._symbol_table(section))
+                    table = self._symbol_table(section)
                 except MalformedElf:
                     self.flaws += 1
-        return found
+                else:
+                    yield table
 
     def _symbol_table(self, section: Section) -> tuple[bytes, bytes]:
         if section.entry_size != _SYMBOL_BYTES or section.link >= len(self.sections):
             raise MalformedElf("symbol table of an unknown form")
-        table = self._content(section, _MAX_READ)
-        names = self._content(self.sections[section.link], _MAX_READ)
+        table = self._content(section, _MAX_SYMBOLS)
+        names = self._content(self.sections[section.link], _MAX_SYMBOLS)
         return table[: len(table) - len(table) % _SYMBOL_BYTES], names
 
     def _read_starts(self) -> Starts:
-        if self._frame_header is None:
+        if self.frame_header is None:
             return Starts()
-        address, offset, size = self._frame_header
+        address, offset, size = self.frame_header
         return Starts.of_frame_header(self._piece(offset, size, ".eh_frame_hdr"), address)
 
 
-def _build_id(notes: bytes) -> str:
+def _parse_notes(notes: bytes) -> Iterator[tuple[bytes, int, bytes]]:
     at = 0
     while at + _NOTE.size <= len(notes):
         name_size, size, kind = _NOTE.unpack_from(notes, at)
         name_at = at + _NOTE.size
         data_at = name_at + (name_size + 3 & ~3)
-        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + 4] == b"GNU\0" and name_size == 4:
-            return notes[data_at : data_at + size].hex() if 0 < size <= _MAX_BUILD_ID else ""
+        yield notes[name_at : name_at + name_size], kind, notes[data_at : data_at + size]
         at = data_at + (size + 3 & ~3)
-    return ""

@@ -86,20 +86,22 @@ class Objects:
         with contextlib.suppress(OSError):
             if str(Path(f"/proc/{pid}/exe").readlink()).removesuffix(_DELETED) == plain:
                 return _open(f"/proc/{pid}/exe")
+        descriptor = -1
         if path == plain:
-            descriptor = _open(f"/proc/{pid}/root{plain}")
+            with contextlib.suppress(FileNotFoundError):
+                descriptor = _open(f"/proc/{pid}/root{plain}")
+        if descriptor >= 0:
             known = self._places.get(place)
             if known is not None and known[0] == _file_key(os.fstat(descriptor)):
                 return descriptor
-            # First seen, or another file than last time: is it the one that is mapped?
-            span = self._deleted.span(pid, plain)
-            if span is None:
-                return descriptor
-            os.close(descriptor)
-        else:
-            span = self._deleted.span(pid, plain)
+        # First seen, or another file than last time: is it the one that is mapped?
+        span = self._deleted.span(pid, plain)
         if span is None:
-            raise FileNotFoundError(plain)
+            if descriptor < 0:
+                raise FileNotFoundError(plain)
+            return descriptor
+        if descriptor >= 0:
+            os.close(descriptor)
         try:
             return _open(f"/proc/{pid}/map_files/{span[0]:x}-{span[1]:x}")
         except OSError:

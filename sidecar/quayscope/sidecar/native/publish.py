@@ -48,7 +48,7 @@ class Publisher:
             frames.append(described.frame)
         complete = key.complete
         if key.space is not None:
-            native, is_root = self._stacks.user(key.space, key.user)
+            native, is_root = self._stacks.user(key.space, key.user, tracked.target.root_pid)
             frames += native
             complete = complete or is_root
         frames += self._stacks.kernel(key.kernel)

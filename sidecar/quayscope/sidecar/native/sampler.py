@@ -302,5 +302,6 @@ class Sampler:
             self.remove(tracked)
         self.flush(None)
         if not self._thread.is_alive() and self._wake >= 0:
+            self._guard(self._unwinder.close)
             os.close(self._wake)
             self._wake = -1

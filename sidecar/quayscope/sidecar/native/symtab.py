@@ -1,4 +1,4 @@
-"""Symbol tables packed into arrays: which function holds an address, at 17 bytes a function and its names.
+"""Symbol tables packed into arrays: which function holds an address, at 16 bytes a function and its name.
 
 Layout of a table's entries: the System V ABI's "Symbol Table" (64-bit). A table of Python objects would take
 ten times the memory.
@@ -43,7 +43,6 @@ class Function(NamedTuple):
 
     address: int
     size: int
-    table: int
     name: int
 
 
@@ -55,34 +54,51 @@ class FunctionTable:
     """
 
     def __init__(self, tables: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._names: list[bytes] = []
         self.skipped = 0
-        chosen: dict[int, tuple[int, int, int, int]] = {}
+        self.addresses = array("Q")
+        self._sizes = array("I")
+        self._offsets = array("I")
+        self._names = b""
         for entries, names in tables:
-            self._names.append(names)
-            self._collect(entries, chosen)
-        order = sorted(chosen)
-        self.addresses = array("Q", order)
-        self._sizes = array("I", (chosen[address][2] for address in order))
-        self._tables = array("B", (min(chosen[address][0], 255) for address in order))
-        self._offsets = array("I", (chosen[address][3] for address in order))
+            self._add(entries, names)
 
-    def _collect(self, entries: bytes, chosen: dict[int, tuple[int, int, int, int]]) -> None:
-        which = len(self._names) - 1
-        names = self._names[which]
+    def _add(self, entries: bytes, names: bytes) -> None:
+        """Merge one table in: sorted as packed numbers, since objects would take ten times the memory."""
+        addresses, sizes, offsets, ranks = array("Q"), array("I"), array("I"), array("B")
         for name, info, _, section, address, size in _SYMBOL.iter_unpack(entries):
             if not section or not address or info & 15 not in (_STT_FUNC, _STT_GNU_IFUNC):
                 continue
-            held = chosen.get(address)
-            if held is None:
-                if len(chosen) >= _MAX_FUNCTIONS:
-                    self.skipped += 1
-                    continue
-            elif held[0] != which:
+            if len(addresses) + len(self.addresses) >= _MAX_FUNCTIONS:
+                self.skipped += 1
                 continue
-            rank = _rank(names, name, info >> 4, size)
-            if held is None or rank < held[1]:
-                chosen[address] = (which, rank, min(size, _MAX_SIZE), name)
+            addresses.append(address)
+            sizes.append(min(size, _MAX_SIZE))
+            offsets.append(name)
+            ranks.append(_rank(names, name, info >> 4, size))
+        held = self.addresses
+        merged = array("Q"), array("I"), array("I")
+        kept = bytearray()
+        at, last = 0, -1
+        for index in sorted(range(len(addresses)), key=lambda i: addresses[i] << 8 | ranks[i]):
+            address = addresses[index]
+            while at < len(held) and held[at] <= address:
+                last = held[at]
+                self._copy(at, merged, kept)
+                at += 1
+            if address == last:
+                continue
+            last = address
+            end = names.find(b"\0", offsets[index], offsets[index] + _MAX_NAME)
+            _append(merged, kept, address, sizes[index], names[offsets[index] : max(end, offsets[index])])
+        for rest in range(at, len(held)):
+            self._copy(rest, merged, kept)
+        self.addresses, self._sizes, self._offsets = merged
+        self._names = bytes(kept)
+
+    def _copy(self, index: int, into: tuple[array[int], array[int], array[int]], names: bytearray) -> None:
+        start = self._offsets[index]
+        name = self._names[start : self._names.find(b"\0", start)]
+        _append(into, names, self.addresses[index], self._sizes[index], name)
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -90,7 +106,7 @@ class FunctionTable:
     @property
     def cost(self) -> int:
         """What the table takes in memory, in bytes."""
-        return 17 * len(self.addresses) + sum(map(len, self._names))
+        return 16 * len(self.addresses) + len(self._names)
 
     def at(self, address: int, floor: int) -> Function | None:
         """Return the function that holds a virtual address.
@@ -103,14 +119,22 @@ class FunctionTable:
             return None
         start, size = self.addresses[index], self._sizes[index]
         if address < start + size or (size == 0 and floor <= start):
-            return Function(start, size, self._tables[index], self._offsets[index])
+            return Function(start, size, self._offsets[index])
         return None
 
     def name(self, function: Function) -> str:
         """Return a function's name as it stands in the table: mangled where it is C++ or Rust."""
-        names = self._names[function.table]
-        end = names.find(b"\0", function.name, function.name + _MAX_NAME)
-        return names[function.name : end].decode(errors="replace") if end > function.name else ""
+        end = self._names.find(b"\0", function.name)
+        return self._names[function.name : end].decode(errors="replace")
+
+
+def _append(
+    into: tuple[array[int], array[int], array[int]], names: bytearray, address: int, size: int, name: bytes
+) -> None:
+    into[0].append(address)
+    into[1].append(size)
+    into[2].append(len(names))
+    names += name + b"\0"
 
 
 def _rank(names: bytes, at: int, binding: int, size: int) -> int:
