@@ -51,11 +51,13 @@ class Form(NamedTuple):
     """What a sample carries besides its pid, time and period.
 
     `stack_bytes` of 0: the kernel's frame-pointer chain of user addresses; else the user registers and so
-    much of the stack. `counted`: the event's own count at the sample, for the CPU clock nanoseconds.
+    much of the stack. `counted`: the event's own count at the sample, for the CPU clock nanoseconds; of the
+    one task's where it was inherited (kernels from 6.12 on), which `per_task` says.
     """
 
     stack_bytes: int = 0
     counted: bool = False
+    per_task: bool = False
 
 
 CHAIN = Form()

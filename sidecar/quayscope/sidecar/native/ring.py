@@ -21,6 +21,7 @@ from quayscope.sidecar.native.records import (
     LOST,
     SAMPLE,
     THROTTLE,
+    Ended,
     Record,
     parse_lost,
     parse_sample,
@@ -39,6 +40,7 @@ _SMALLEST_BYTES = 16 << 10
 _DUMPS_FROM_BYTES = 64 << 10
 _PAGE = mmap.PAGESIZE
 _HEAD, _TAIL = 1024 // 8, 1032 // 8
+_MOST_COUNTED = 65_536
 _MOST_SAMPLES = 4096
 """What one drain takes out of one ring at most; the rest waits in the ring."""
 
@@ -128,7 +130,7 @@ class Rings(Generic[Source]):
         self.throttled = 0
         self.malformed = 0
         self._events: dict[int, tuple[Form, Source]] = {}
-        self._counts: dict[int, int] = {}
+        self._counts: dict[int, dict[int, int]] = {}  # by task, by event
         self._lock = threading.Lock()
         self._rings: list[_Ring] = []
         self.cpus = online_cpus()
@@ -175,7 +177,6 @@ class Rings(Generic[Source]):
     def forget(self, event: int) -> None:
         """Drop what is still in the rings of an event that was closed."""
         self._events.pop(event, None)
-        self._counts.pop(event, None)
 
     def drain(self) -> list[Taken[Source] | Record]:
         """Return what is in all rings, in the order of time; valid until `release`.
@@ -252,8 +253,8 @@ class Rings(Generic[Source]):
                 held = self._events.get(event)
                 self.lost += lost
                 self._lost_of[held[1] if held is not None else None] += lost
-                # The next count stands for the lost ones too.
-                self._counts.pop(event, None)
+                # The next counts stand for the lost ones too.
+                self._counts.clear()
             elif kind == THROTTLE:
                 self.throttled += 1
             else:
@@ -262,6 +263,8 @@ class Rings(Generic[Source]):
                     if record.time_ns > limit:
                         break
                     out.append(record)
+                    if isinstance(record, Ended):
+                        self._counts.pop(record.tid, None)
             at += length
         ring.read = at
 
@@ -280,11 +283,22 @@ class Rings(Generic[Source]):
         _, count, sample = parsed
         cpu_ns = sample.period_ns
         if form.counted:
-            before = self._counts.get(number)
-            self._counts[number] = count
-            if before is not None and count > before:
-                cpu_ns = count - before
+            cpu_ns = self._weigh(number, sample.tid if form.per_task else 0, count, cpu_ns)
         return Taken(sample.time_ns, source, place, number, cpu_ns, sample)
+
+    def _weigh(self, event: int, task: int, count: int, period_ns: int) -> int:
+        """Return the CPU time since the event's sample before, of the same task where it was inherited."""
+        counts = self._counts.get(task)
+        if counts is None:
+            if len(self._counts) >= _MOST_COUNTED:
+                self._counts.clear()
+            counts = self._counts[task] = {}
+        before = counts.get(event)
+        counts[event] = count
+        if before is None:
+            # Its first sample, unless others before it were lost.
+            return count if count < 2 * period_ns else period_ns
+        return count - before if count > before else period_ns
 
     def close(self) -> None:
         """Give everything back."""

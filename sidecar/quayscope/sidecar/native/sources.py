@@ -97,14 +97,16 @@ def needs(cpus: int, ring_bytes: int, *, cgroups: int = 0, tasks: int = 0) -> Ne
 
     Processes and threads that begin later inherit their events and take nothing.
     """
-    # A ring and its page of control; an owner a ring, an event a cgroup or task and CPU, and the directory.
+    # A ring and its page of control; an owner a ring, and Python's copy of that for the mapping; an event a
+    # cgroup or task and CPU, and the cgroup's directory.
     page = resource.getpagesize()
-    return Needs(cpus * (1 + cgroups + tasks) + cgroups, cpus * (ring_bytes + page))
+    return Needs(cpus * (2 + cgroups + tasks) + cgroups, cpus * (ring_bytes + page))
 
 
-def _form(rings: Rings[Key], plan: Plan, *, counted: bool) -> Form:
+def _form(rings: Rings[Key], plan: Plan, *, per_task: bool = False) -> Form:
     dumped = 0 if plan.chain or not rings.holds_dumps else DUMP_BYTES
-    return Form(dumped, counted=counted and plan.kernel and not plan.cycles)
+    # The count goes on in the kernel: where that part is not sampled, it is not what samples stand for.
+    return Form(dumped, counted=plan.kernel and not plan.cycles, per_task=per_task)
 
 
 class CgroupSource(Generic[Key]):
@@ -121,7 +123,7 @@ class CgroupSource(Generic[Key]):
         self._demand = demand
         self._plan = plan
         self._events: dict[int, int] = {}
-        self._form = _form(rings, plan, counted=True)
+        self._form = _form(rings, plan)
         self.cgroup = cgroups.find(demand.root_pid)
         self._directory = os.open(self.cgroup.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -216,16 +218,27 @@ class TaskSource(Generic[Key]):
         self._rings = rings
         self._demand = demand
         self._plan = plan
-        self._form = _form(rings, plan, counted=False)
+        self._form = _form(rings, plan, per_task=True)
         self._attached: dict[int, _Attached] = {}  # by task
         self._through: dict[int, _Attached] = {}  # task -> the one whose events it inherited
         self._owners: dict[int, _Attached] = {}  # by event
         try:
-            self._attach(demand.root_pid, demand.root_pid)
+            self._attach_root()
             self.rescan()
         except BaseException:
             self.close()
             raise
+
+    def _attach_root(self) -> None:
+        root = self._demand.root_pid
+        try:
+            self._attach(root, root)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._form.counted:
+                raise
+            # An older kernel cannot tell an heir's count.
+            self._form = self._form._replace(counted=False)
+            self._attach(root, root)
 
     def _attach(self, pid: int, tid: int) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -349,7 +362,7 @@ class TaskSource(Generic[Key]):
             self._close(attached)
         self._attached.clear()
         self._through.clear()
-        self._attach(self._demand.root_pid, self._demand.root_pid)
+        self._attach_root()
         self.rescan()
 
     def _close(self, attached: _Attached) -> None:
