@@ -54,6 +54,9 @@ class Gathered:
         self._dropped: dict[tuple[Tracked, int], int] = {}
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def add(self, key: Key, cpu_ns: int) -> None:
         """Add one sample; when there is no room it is counted as dropped."""
         with self._lock:

@@ -12,7 +12,9 @@ from quayscope.sidecar.windows import SECOND_NS
 __all__ = ["Publisher"]
 
 _GRACE_NS = SECOND_NS
-"""How long after a second's end its last samples may still be on their way through rings and batches."""
+"""How long after a window's end its last samples may still be on their way through rings and batches."""
+_MANY = 5_000
+"""So many samples do not wait for their window's end to be named."""
 
 
 class Publisher:
@@ -22,13 +24,19 @@ class Publisher:
     time alone, `unattributed` samples belong to no request.
     """
 
-    def __init__(self, gathered: Gathered, stacks: Stacks) -> None:
+    def __init__(self, gathered: Gathered, stacks: Stacks, window_s: int) -> None:
         self._gathered = gathered
         self._stacks = stacks
+        self._window_ns = window_s * SECOND_NS
 
     def publish(self, now_ns: int | None) -> None:
-        """Name the samples of seconds that are over at `now_ns` (Unix nanoseconds; None: all)."""
-        before = None if now_ns is None else now_ns - _GRACE_NS - SECOND_NS
+        """Name the samples of windows that are over at `now_ns` (Unix nanoseconds; None: all)."""
+        before = None
+        if now_ns is not None:
+            over = now_ns - _GRACE_NS
+            before = over - over % self._window_ns
+            if len(self._gathered) >= _MANY:
+                before = over - SECOND_NS + 1
         for key, weight in self._gathered.take(before).items():
             self._add(key, weight)
         for (tracked, slot_ns), count in self._gathered.take_dropped().items():
@@ -37,7 +45,7 @@ class Publisher:
     @staticmethod
     def send(tracked: Tracked, now_ns: int | None) -> None:
         """Send the windows that ended, and whose samples are all named."""
-        tracked.windows.flush(None if now_ns is None else now_ns - _GRACE_NS - SECOND_NS)
+        tracked.windows.flush(None if now_ns is None else now_ns - _GRACE_NS)
 
     def _add(self, key: Key, weight: Weight) -> None:
         tracked, described = key.tracked, key.described

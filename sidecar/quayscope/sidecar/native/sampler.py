@@ -74,7 +74,7 @@ class Sampler:
         self._unwinder = CfiUnwinder(Objects(), cache=cache)
         self._gathered = Gathered()
         self._batches = Batches(self._unwinder, self._gathered)
-        self._publisher = Publisher(self._gathered, Stacks(Objects()))
+        self._publisher = Publisher(self._gathered, Stacks(Objects()), window_s)
         self._feeds: list[_Feed] = []
         self._past: Counter[str] = Counter()
         self._lock = threading.RLock()
