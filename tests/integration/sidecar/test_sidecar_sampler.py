@@ -313,5 +313,5 @@ sampler.close()
     assert second[0] >= 5
     assert first[1] == second[1] == "task"
     assert sizes[1] < 512 << 10
-    assert not held["perf_ring_memory"][0]
-    assert f"{sizes[1] // 1024} kB" in held["perf_ring_memory"][1]
+    assert not held["ring_memory"][0]
+    assert f"{sizes[1] // 1024} kB" in held["ring_memory"][1]

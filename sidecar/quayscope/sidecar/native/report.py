@@ -12,16 +12,16 @@ from quayscope.sidecar.native.tracked import Tracked
 __all__ = ["ALL_CPU", "CGROUP", "RINGS", "capabilities"]
 
 CGROUP = "perf_cgroup"
-RINGS = "perf_ring_memory"
+RINGS = "ring_memory"
 ALL_CPU = "perf_all_cpu"
 _ENOUGH = 0.9
 """What is sampled of a target's CPU lies within a few per cent of it, where nothing escapes."""
 
 _CGROUP_REMEDY = (
-    "the capability PERFMON in the container's securityContext (its process as uid 0), and a target in a "
-    "container of its own"
+    "the sidecar as uid 0 with PERFMON and SYS_PTRACE in its securityContext, and a target in a container of "
+    "its own"
 )
-_RINGS_REMEDY = "a higher RLIMIT_MEMLOCK, the capability IPC_LOCK, or kernel.perf_event_mlock_kb"
+_RINGS_REMEDY = "a higher RLIMIT_MEMLOCK, the capability IPC_LOCK as uid 0, or kernel.perf_event_mlock_kb"
 
 
 def capabilities(targets: Sequence[Tracked]) -> list[Capability]:
