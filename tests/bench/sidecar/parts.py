@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -181,8 +182,7 @@ def _used(given: Given, pid: int) -> tuple[int, int]:
 
 def unwinding(given: Given) -> Figures:
     """The unwinder alone, on a recorded capture."""
-    from bench.sidecar import unwinding as part
-
+    part = importlib.import_module("bench.sidecar.unwinding")
     folder = given.folder / "unwinding"
     folder.mkdir()
     os.chmod(folder, 0o755)  # noqa: PTH101 the server's user passes through

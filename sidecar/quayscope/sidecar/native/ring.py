@@ -213,7 +213,10 @@ class Rings(Generic[Source]):
         found: list[tuple[tuple[int, int], int]] = []
         with self._lock:
             for ring in self._rings:
-                head, at, words = ring.head(), ring.noted, ring.words
+                head, at = ring.head(), ring.noted
+                if at == head:
+                    continue
+                words = ring.words
                 count = len(words)
                 while at < head:
                     word = at // 8

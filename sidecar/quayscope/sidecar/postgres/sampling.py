@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 100
 _FILLING = 0.25
+_LOOKS = 8
+"""How full the rings are is looked at once in so many wake-ups."""
 _MAX_NOTES = 65_536
 _MAX_ROLES = 16_384
 _MAX_FAULTS_LOGGED = 3
@@ -94,12 +96,14 @@ class StatementNotes:
         poller = select.poll()
         for descriptor in self._rings.descriptors():
             poller.register(descriptor, select.POLLIN)
+        looks = 0
         while not self._stop.is_set():
             poller.poll(_POLL_MS)
+            looks += 1
             # The one border of this thread: a fault costs the notes at hand, never the noting.
             try:
                 self.look()
-                if self._rings.fullest() > _FILLING:
+                if looks % _LOOKS == 0 and self._rings.fullest() > _FILLING:
                     self._filling()
             except Exception:
                 self.faults += 1
