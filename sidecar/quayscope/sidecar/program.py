@@ -24,7 +24,7 @@ from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
-from quayscope.sidecar.resources import TierCpu
+from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
 
 __all__ = ["Options", "Sidecar"]
 
@@ -110,7 +110,11 @@ class Sidecar:
             self._uplink.profiles,
             self._capabilities,
         )
-        self._tiers = TierCpu()
+        self._processes = Processes()
+        self._tiers = TierCpu(self._processes)
+        self._resources = Resources(
+            options.labels, self._meter, self._processes, self._uplink.metrics, self._capabilities
+        )
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
@@ -161,7 +165,18 @@ class Sidecar:
             self._capabilities.note(capability)
 
     def _measure(self) -> None:
+        self._processes.look()
         self._meter.emit(self._tiers.readings(self._database.server, self._options.quay_pid))
+        self._resources.tick(self._containers())
+
+    def _containers(self) -> list[Container]:
+        server, quay_pid = self._database.server, self._options.quay_pid
+        found = []
+        if server is not None:
+            found.append(Container({"service_name": self._options.database_service}, server.pid))
+        if quay_pid is not None:
+            found.append(Container({"service_name": "quay-app"}, quay_pid))
+        return found
 
     def _report(self) -> None:
         self._reported_changes = self._capabilities.changes
@@ -203,6 +218,8 @@ class Sidecar:
         self._guard(self._database.close)
         self._guard(lambda: self._sampler.close(_SAMPLER_CLOSE_S))
         self._guard(self._measure)
+        self._resources.close()
+        self._processes.close()
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")
