@@ -26,7 +26,7 @@ OUTPUT = Path("build/bench/sidecar.json")
 def main() -> int:
     """Run the parts asked for; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.sidecar", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=40.0, help="length of a part (default 40)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a part (default 60)")
     parser.add_argument("--pairs", type=int, default=12, help="pairs of rounds (default 12)")
     parser.add_argument("--quick", action="store_true", help="as little as shows that it works: no verdict")
     parser.add_argument(

@@ -24,8 +24,12 @@ from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.sampling import PostgresSampling
 from quayscope.sidecar.targets import postmaster_at
 
-WARM_S = 10.0
-"""After so long the rules are decoded and the stacks known."""
+WARM_S = 22.0
+"""After so long the rules are decoded, and the stacks of a first window named."""
+_NAMED_S = 13.0
+"""By then a first window is named, wherever in it the start fell."""
+WINDOW_S = 10
+"""As the sidecar's by default: names come when one has ended."""
 SWITCH_INTERVAL_S = 0.0005
 """As the sidecar's main program sets it."""
 
@@ -59,7 +63,7 @@ def main() -> int:
     if given.until_closed:
         threading.Thread(target=wait, daemon=True).start()
     began, cpu = time.monotonic(), time.process_time()
-    sampler = Sampler(emit, hz=given.hz, window_s=1, cache=given.cache)
+    sampler = Sampler(emit, hz=given.hz, window_s=WINDOW_S, cache=given.cache)
     sampler.start()
     tracked, noting = _add(sampler, given.pid, each=given.each)
     print("ready", file=sys.stderr, flush=True)
@@ -109,11 +113,14 @@ def _shares(marks: list[tuple[float, float, int]]) -> dict[str, float]:
         return end - at, after - cpu, more - count
 
     found = {}
+    if marks[-1][0] > _NAMED_S:
+        wall, cpu, _ = between(0.0, _NAMED_S)
+        found["named_share"] = cpu / wall
     wall, cpu, count = between(0.0, 5.5)
     found["first_share"] = cpu / wall
     found["first_us_per_sample"] = cpu / max(count, 1) * 1e6
-    if marks[-1][0] > WARM_S + 1:
-        wall, cpu, count = between(WARM_S - 0.5, marks[-1][0])
+    if marks[-1][0] > WARM_S + 4:
+        wall, cpu, count = between(WARM_S, marks[-1][0])
         found["steady_share"] = cpu / wall
         found["steady_us_per_sample"] = cpu / max(count, 1) * 1e6
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from operator import itemgetter
 from typing import NamedTuple
 
 from quayscope.sidecar.native.events import Form
@@ -48,7 +49,7 @@ _REGISTERS = {"x86_64": struct.Struct("<17Q"), "aarch64": struct.Struct("<33Q")}
     _MACHINE, struct.Struct("")
 )
 # perf's order is ax bx cx dx si di bp sp ip r8..r15; DWARF's is ax dx cx bx si di bp sp r8..r15 ip.
-_ORDER = (0, 3, 2, 1, 4, 5, 6, 7, *range(9, 17), 8)
+_REORDER = itemgetter(0, 3, 2, 1, 4, 5, 6, 7, *range(9, 17), 8)
 
 
 class Parsed(NamedTuple):
@@ -130,7 +131,7 @@ def parse_sample(data: memoryview, at: int, size: int, form: Form) -> Parsed | N
             if abi:
                 registers = _REGISTERS.unpack_from(data, at)
                 if _MACHINE == "x86_64":
-                    registers = tuple([registers[index] for index in _ORDER])
+                    registers = _REORDER(registers)
                 at += _REGISTERS.size
             (dumped,) = _COUNT.unpack_from(data, at)
             at += 8
