@@ -4,6 +4,7 @@
 
     quayscope.profile.Failure
     └── SidecarError             this package
+        ├── AlreadySampled       a target whose processes are another target's too
         ├── BadOption            a flag that cannot be honoured (exit code 2)
         ├── MalformedCfi         unwind tables that contradict themselves
         ├── MalformedElf         a file that is not the ELF object it claims to be
@@ -17,11 +18,15 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "MalformedCfi", "MalformedElf", "NoCgroup", "SidecarError"]
+__all__ = ["AlreadySampled", "BadOption", "MalformedCfi", "MalformedElf", "NoCgroup", "SidecarError"]
 
 
 class SidecarError(Failure):
     """Root of what the sidecar raises."""
+
+
+class AlreadySampled(SidecarError):
+    """A target whose processes are another target's too: its CPU would be counted twice."""
 
 
 class BadOption(SidecarError):

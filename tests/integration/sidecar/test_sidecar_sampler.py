@@ -19,7 +19,9 @@ import pytest
 from plain_user import as_nobody
 from quayscope.profile import Profile
 from quayscope.sidecar import procfs
+from quayscope.sidecar.errors import AlreadySampled
 from quayscope.sidecar.native import tracked as tracked_module
+from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import ALL_CPU, CGROUP, capabilities
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
@@ -267,29 +269,62 @@ def test_somebody_moves_in(programs: dict[str, Path], cgroup: TestCgroup, until:
         end([process, stranger])
 
 
+def perf_descriptors() -> int:
+    """How many perf events and cgroups this process has open."""
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(path.readlink()))
+    return sum("perf_event" in link or "/cgroup" in link for link in links)
+
+
+def test_nobody_is_sampled_twice(programs: dict[str, Path], cgroup: TestCgroup, until: Any) -> None:
+    """A second target in a cgroup that is sampled, or around one that is, would be counted twice: refused."""
+    first, second = cgroup.start(programs["burn"]), cgroup.start(programs["burn"])
+    until(lambda: {procfs.name(first.pid), procfs.name(second.pid)} == {"burn"}, 5.0)
+    try:
+        before = perf_descriptors()
+        both = SampledTarget("both", first.pid, lambda: [second.pid], lambda _: "main", "main")
+        alone = target_of(second, "alone", cgroup=False)
+        for one, other in ((both, alone), (alone, both), (both, both)):
+            with sampling(one) as (sampler, _, _), pytest.raises(AlreadySampled, match="sampled as"):
+                sampler.add(other)
+        assert perf_descriptors() == before
+    finally:
+        end([first, second])
+
+
+def test_more_than_the_kernel_samples(programs: dict[str, Path]) -> None:
+    """Asked for a rate beyond the kernel's limit, the answer names the limit."""
+    limit = int(Path("/proc/sys/kernel/perf_event_max_sample_rate").read_text())
+    with pytest.raises(OSError, match=f"perf_event_max_sample_rate .{limit}."):
+        open_event(os.getpid(), 0, limit + 1, kernel=False)
+
+
 def test_unprivileged(
     programs: dict[str, Path], plain_python: Any, open_folder: Path, checkout: Path
 ) -> None:
     """A plain user with 64 kB of locked memory samples its own processes, and is told what is less."""
     script = """
 import json, subprocess, sys, time
+from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import capabilities
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 out = []
 sampler = Sampler(out.extend, hz=99, window_s=1)
 sampler.start()
-process = subprocess.Popen([sys.argv[1]])
+processes = [subprocess.Popen([sys.argv[1]]) for _ in range(2)]
 rings = [sampler.open_rings(each=True) for _ in range(2)]
-def target(name): return SampledTarget(name, process.pid, lambda: [], lambda _: "main", "main")
-both = [sampler.add(target(str(number)), one) for number, one in enumerate(rings)]
+def target(process): return SampledTarget("it", process.pid, lambda: [], lambda _: "main", "main")
+both = [sampler.add(target(process), one) for process, one in zip(processes, rings)]
 end = time.monotonic() + 30
 while any(one.samples < 5 for one in both) and time.monotonic() < end:
     for one in rings: one.unnoted()
     time.sleep(0.05)
 held = {one.name: [one.permitted, one.detail] for one in capabilities(sampler.targets)}
 print(json.dumps([[one.samples, one.source.kind] for one in both] + [held, [one.size for one in rings]]))
-process.kill()
+for process in processes: process.kill()
 sampler.close()
 """
     program = open_folder / "burn"

@@ -6,7 +6,9 @@ opened for a whole CPU without a cgroup: that would copy the stacks of everybody
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -141,8 +143,19 @@ def _open(
     descriptor = _libc.syscall(_PERF_EVENT_OPEN, attributes, of, cpu, -1, ctypes.c_ulong(how))
     if descriptor < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, _why_invalid(frequency) if number == errno.EINVAL else os.strerror(number))
     return int(descriptor)
+
+
+def _why_invalid(frequency: int) -> str:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/proc/sys/kernel/perf_event_max_sample_rate", encoding="ascii") as file,
+    ):
+        most = int(file.read())
+        if frequency > most:
+            return f"{frequency} Hz is more than kernel.perf_event_max_sample_rate ({most})"
+    return os.strerror(errno.EINVAL)
 
 
 def set_output(descriptor: int, owner: int) -> None:

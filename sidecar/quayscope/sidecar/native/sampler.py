@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from quayscope.profile import Profile
+from quayscope.sidecar.errors import AlreadySampled
 from quayscope.sidecar.native.batches import Batches, Notes
 from quayscope.sidecar.native.gather import Gathered
 from quayscope.sidecar.native.objects import Objects
@@ -37,6 +38,8 @@ _BATCH_S = 0.5
 _PAUSE_S = 0.05
 """Between two batches at least, however full the rings are: many small batches cost more than few."""
 _RESCAN_S = 1.0
+_REREAD_S = 10.0
+"""Between two times that all maps are read anew at least: each takes up to a millisecond a process."""
 _MAX_FAULTS_LOGGED = 3
 
 
@@ -82,6 +85,8 @@ class Sampler:
         self._stop = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="perf", daemon=True)
+        self._lost_some = False
+        self._reread_at = 0.0
         self.faults = 0
 
     def start(self) -> None:
@@ -118,19 +123,31 @@ class Sampler:
     ) -> Tracked:
         """Sample a target from now on; it may have `rings` of its own, with `notes` about their samples.
 
-        Those are closed with it. Raises OSError with the kernel's answer when it may not be sampled at all.
+        Those are closed with it. Whoever adds a target removes it when its root process has ended. Raises
+        OSError with the kernel's answer when it may not be sampled at all, `AlreadySampled` when processes of
+        it are another target's.
         """
         with self._lock:
             feed = self._feed(rings, notes)
             try:
                 plan = self._plan._replace(chain=target.chain)
                 tracked = Tracked(target, feed.rings, plan, self._emit, self._window_s)
+                self._refuse_shared(tracked)
             except BaseException:
                 self._close_if_empty(feed)
                 raise
             feed.tracked.append(tracked)
         self.hurry()
         return tracked
+
+    def _refuse_shared(self, tracked: Tracked) -> None:
+        for other in self.targets:
+            if tracked.shares_with(other):
+                tracked.close()
+                raise AlreadySampled(
+                    f"process {tracked.target.root_pid} is sampled as {other.target.service} already",
+                    next_step="make what runs in one container one target",
+                )
 
     def _feed(self, rings: Rings[Tracked] | None, notes: Notes | None) -> _Feed:
         if rings is None:
@@ -244,7 +261,11 @@ class Sampler:
             self._batches.take(feed.rings.drain(), feed.tracked, feed.notes)
         finally:
             feed.rings.release()
-        if feed.rings.lost != lost:
+        self._lost_some = self._lost_some or feed.rings.lost != lost
+        if self._lost_some and time.monotonic() >= self._reread_at:
+            # Records of mappings may be among what was lost.
+            self._reread_at = time.monotonic() + _REREAD_S
+            self._lost_some = False
             self._batches.forget_spaces()
 
     def _rescan(self) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from quayscope.profile import PROCESS_CPU, Frame, Profile
 from quayscope.sidecar import procfs
 from quayscope.sidecar.errors import NoCgroup
+from quayscope.sidecar.native import cgroups
 from quayscope.sidecar.native.ring import Rings
 from quayscope.sidecar.native.sources import CgroupSource, Demand, Plan, TaskSource, open_source
 from quayscope.sidecar.native.target import UNKNOWN_ROLE, SampledTarget
@@ -78,6 +79,15 @@ class Tracked:
             self.why_not_cgroup = str(error)
             self.source = TaskSource(self.rings, self._demand(), self._plan)
         self._measure()
+
+    def shares_with(self, other: Tracked) -> bool:
+        """Whether either of two targets is in the cgroup by which the other is sampled."""
+        for one, by in ((self, other), (other, self)):
+            if isinstance(by.source, CgroupSource):
+                with contextlib.suppress(OSError, NoCgroup):
+                    if one.target.root_pid in cgroups.members(by.source.cgroup.directory):
+                        return True
+        return self.target.root_pid == other.target.root_pid
 
     def set_rate(self, hz: int) -> None:
         """Sample `hz` times a second of CPU from now on. Raises OSError."""
