@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from fuzz.driver import FuzzFailure, Input, fuzz
+
+
+@pytest.fixture(autouse=True)
+def _failures_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the fuzzer finds here is of no interest afterwards."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
 
 START = [Input(b"0123456789abcdef", ((4, 8),))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import lzma
 import os
@@ -23,6 +24,7 @@ from quayscope.profile import (
 )
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.debugfiles import mini_debuginfo
+from quayscope.sidecar.native.dwarf import InlinedCalls
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.gosym import GoTable
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
@@ -34,6 +36,13 @@ static int hidden(int n) { return n * 3; }
 int shown(int n) { return hidden(n) + 1; }
 int held = 3;
 int main(int argc, char **argv) { return shown(argc) - held; }
+"""
+INLINING_SOURCE = """
+volatile int held;
+static inline int first(int n) { if (n & 1) held += n; return n * held; }
+static inline int second(int n) { for (int i = 0; i < n; i++) held += first(i); return first(n + held); }
+int third(int n) { if (held > n) held -= second(n); return second(n) + first(n + held); }
+void _start(void) { third(held); for (;;) held += second(held); }
 """
 GO_SOURCE = """package main
 
@@ -123,6 +132,30 @@ def test_elf(objects: list[Input], seconds: float) -> None:
 
     outcome = fuzz(target, objects, seconds=seconds, seed=5, allowed=(MalformedElf,))
     report("elf", outcome)
+
+
+def test_dwarf(tmp_path: Path, seconds: float) -> None:
+    """Broken debug information is refused, as a whole or where it is broken."""
+    (tmp_path / "main.c").write_text(INLINING_SOURCE)
+    inputs = []
+    for flags in (["-gdwarf-5"], ["-gdwarf-4"], ["-gdwarf-5", "-gz"]):
+        command = ["gcc", "-O2", *flags, "-nostdlib", "-static", "-o", "main", "main.c"]
+        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+        data = (tmp_path / "main").read_bytes()
+        elf = Elf(data)
+        extents = [elf.section(f".debug_{n}") for n in ("info", "abbrev", "rnglists", "ranges", "aranges")]
+        inputs.append(Input(data, tuple((e.offset, e.offset + e.size) for e in extents if e)))
+    addresses = [a + step for a in elf.functions.addresses for step in range(0, 40, 3)]
+    assert any(len(InlinedCalls(elf).at(address)) > 1 for address in addresses)
+
+    def target(mutated: bytes) -> None:
+        calls = InlinedCalls(Elf(mutated))
+        for address in addresses:
+            with contextlib.suppress(MalformedElf):
+                calls.at(address)
+
+    outcome = fuzz(target, inputs, seconds=seconds, seed=8, allowed=(MalformedElf,))
+    report("dwarf", outcome)
 
 
 def test_pclntab(tmp_path: Path, seconds: float) -> None:

@@ -16,7 +16,7 @@ from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps, read_maps
-from quayscope.sidecar.native.objects import Objects
+from quayscope.sidecar.native.objects import Objects, open_regular
 from quayscope.sidecar.native.symbols import Named, Symbols
 from quayscope.sidecar.native.symtab import Function
 
@@ -181,6 +181,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     assert Objects().of(os.getpid(), str(fifo)) is None
+    assert Objects().of(os.getpid(), "/dev/null") is None
+    with pytest.raises(OSError, match="Exec format"):
+        open_regular(str(fifo))
 
 
 def test_maps_of_this_process() -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import lzma
 import os
-import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.objects import open_regular
 
 __all__ = ["debug_file", "mini_debuginfo"]
 
@@ -81,10 +81,8 @@ def _linked(root: str, path: str, elf: Elf) -> Iterator[tuple[str, int]]:
 
 def _open(path: str, elf: Elf, checksum: int | None) -> Elf | None:
     with contextlib.suppress(OSError, MalformedElf):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = open_regular(path)
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
             found = Elf(descriptor)
             if elf.build_id and found.build_id:
                 return found if found.build_id == elf.build_id else None

@@ -25,6 +25,8 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _COMPRESSION = struct.Struct("<IIQQ")
 _NOTE = struct.Struct("<III")
+# An entry of .eh_frame up to the length of its function, its pointers relative to where they stand.
+_FRAME_ENTRY = struct.Struct("<IIiI")
 _PT_LOAD = 1
 _PT_NOTE = 4
 _PT_GNU_EH_FRAME = 0x6474E550
@@ -209,6 +211,11 @@ class Elf:
                 return section
         return None
 
+    def is_compressed(self, name: str) -> bool:
+        """Return whether a section's bytes are packed: to be read by `content`."""
+        found = self._section(name)
+        return found is not None and bool(found.flags & _SHF_COMPRESSED)
+
     def content(self, name: str, most: int = _MAX_READ) -> bytes | None:
         """Return a section's bytes, decompressed, None where there is none; `most` bounds them.
 
@@ -272,11 +279,27 @@ class Elf:
         One that has no symbol (static, stripped) has an empty name and the start that its unwind entry
         gives; None where not even that is known.
         """
-        start = self.starts.before(address)
-        function = self.functions.at(address, start)
+        function = self.functions.at(address, self.starts.before(address))
         if function is not None:
             return Symbol(self.functions.name(function), function.address, function.size)
-        return Symbol("", start, 0) if start >= 0 else None
+        start, is_function = self.stretch_of(address)
+        return Symbol("", start, 0) if is_function else None
+
+    def stretch_of(self, address: int) -> tuple[int, bool]:
+        """Return where the code that holds a virtual address begins, and whether it is one function.
+
+        By unwind entries: an entry of the usual encoding says how long its function is (of another, the next
+        one's start ends it). What lies after it, before the next, is no known function. -1: before all.
+        """
+        start = self.starts.before(address)
+        entry = self.starts.entry_before(address)
+        offset = self.offset_of(entry) if entry else None
+        if start < 0 or offset is None or offset + _FRAME_ENTRY.size > self.size:
+            return start, start >= 0
+        _, _, relative, length = _FRAME_ENTRY.unpack(self._piece(offset, _FRAME_ENTRY.size, ".eh_frame"))
+        if entry + 8 + relative == start and address >= start + length:
+            return start + length, False
+        return start, True
 
     @property
     def functions(self) -> FunctionTable:
@@ -306,7 +329,7 @@ class Elf:
     def cost(self) -> int:
         """What the tables read so far take in memory, in bytes."""
         functions = 0 if self._functions is None else self._functions.cost
-        return functions + (0 if self._starts is None else 8 * len(self._starts.addresses))
+        return functions + (0 if self._starts is None else self._starts.cost)
 
     def forget(self) -> None:
         """Drop the tables; they are read again when asked for."""

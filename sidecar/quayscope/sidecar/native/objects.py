@@ -7,11 +7,13 @@ reach into its mounts, and past a package upgrade that replaced the file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import mmap
 import os
 import stat
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -19,9 +21,9 @@ from typing import TypeVar
 
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
-from quayscope.sidecar.native.maps import read_maps
+from quayscope.sidecar.native.maps import Mapping, parse_maps
 
-__all__ = ["VDSO", "Objects"]
+__all__ = ["VDSO", "Objects", "open_regular"]
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,9 @@ _DELETED = " (deleted)"
 _MAX_OBJECTS = 128
 """Objects held, each with one open descriptor: also what of removed files is kept on a disk."""
 _MAX_FILES = 1024
-_MAX_PLACES = 4096
+_MAX_PLACES = 8192
 _MAPS_FRESH_S = 1.0
+_MAX_MAPS = 16 << 20
 _IDENTITY_BYTES = 4096
 _MAX_VDSO = 1 << 20
 
@@ -44,8 +47,8 @@ class Objects:
     """Parsed ELF objects, one per build-id (else per device, inode and time of change).
 
     At most 128 are held, with one descriptor each; one that is let go stays readable for who still has it.
-    `malformed` counts files that are no ELF objects, `replaced` look-ups of a path at which another file
-    lies now than the process has mapped, and the mapped one could not be reached.
+    Any thread may ask. `malformed` counts files that are no ELF objects, `replaced` look-ups of a path at
+    which another file lies now than the process has mapped, and the mapped one could not be reached.
     """
 
     def __init__(self) -> None:
@@ -53,6 +56,7 @@ class Objects:
         self._files: OrderedDict[_FileKey, str | None] = OrderedDict()
         self._places: OrderedDict[tuple[int, str], tuple[_FileKey, str]] = OrderedDict()
         self._deleted = _DeletedMappings()
+        self._lock = threading.Lock()
         self.malformed = 0
         self.replaced = 0
 
@@ -62,10 +66,12 @@ class Objects:
         `path` is as /proc/PID/maps has it, also `[vdso]`. Of a process that has ended, only what was asked
         for while it lived is known.
         """
-        if path == VDSO:
-            return self._vdso()
-        if not path.startswith("/"):
-            return None
+        with self._lock:
+            if path == VDSO:
+                return self._vdso()
+            return self._of(pid, path) if path.startswith("/") else None
+
+    def _of(self, pid: int, path: str) -> Elf | None:
         place = (pid, path.removesuffix(_DELETED))
         try:
             descriptor = self._open(pid, path, place)
@@ -85,11 +91,11 @@ class Objects:
         plain = place[1]
         with contextlib.suppress(OSError):
             if str(Path(f"/proc/{pid}/exe").readlink()).removesuffix(_DELETED) == plain:
-                return _open(f"/proc/{pid}/exe")
+                return open_regular(f"/proc/{pid}/exe")
         descriptor = -1
         if path == plain:
             with contextlib.suppress(FileNotFoundError):
-                descriptor = _open(f"/proc/{pid}/root{plain}")
+                descriptor = open_regular(f"/proc/{pid}/root{plain}")
         if descriptor >= 0:
             known = self._places.get(place)
             if known is not None and known[0] == _file_key(os.fstat(descriptor)):
@@ -103,16 +109,13 @@ class Objects:
         if descriptor >= 0:
             os.close(descriptor)
         try:
-            return _open(f"/proc/{pid}/map_files/{span[0]:x}-{span[1]:x}")
+            return open_regular(f"/proc/{pid}/map_files/{span[0]:x}-{span[1]:x}")
         except OSError:
             self.replaced += 1
             raise
 
     def _parsed(self, descriptor: int, place: tuple[int, str]) -> Elf | None:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            return None
-        key = _file_key(facts)
+        key = _file_key(os.fstat(descriptor))
         identity = self._files.get(key, "")
         elf = self._held.get(identity) if identity else None
         if identity == "" or (identity is not None and elf is None):
@@ -140,7 +143,8 @@ class Objects:
 
     def held(self) -> list[Elf]:
         """Return the objects held, the least lately used first."""
-        return list(self._held.values())
+        with self._lock:
+            return list(self._held.values())
 
     def _vdso(self) -> Elf | None:
         """Return the vDSO, which is no file: every process of a kernel has the same, so it is our own."""
@@ -165,8 +169,10 @@ class _DeletedMappings:
         """Return one mapping of a file that lay at `path` and does no more."""
         now = time.monotonic()
         if pid != self._pid or now > self._read_at + _MAPS_FRESH_S:
-            space = read_maps(pid)
-            mappings = [] if space is None else space.mappings
+            # Line by line: map_files knows mappings as the kernel has them, not those merged.
+            mappings: list[Mapping] = []
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
+                mappings = parse_maps(maps.read(_MAX_MAPS))
             present = {mapping.path for mapping in mappings}
             self._spans = {
                 plain: (mapping.start, mapping.end)
@@ -179,8 +185,18 @@ class _DeletedMappings:
         return self._spans.get(path)
 
 
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def open_regular(path: str) -> int:
+    """Return a descriptor of a file to read. Raises OSError, also for what is no regular file.
+
+    Looked at before it is opened: opening a pipe waits, and opening a device may do anything.
+    """
+    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC), path)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
 
 
 def _file_key(facts: os.stat_result) -> _FileKey:

@@ -155,10 +155,12 @@ def find_variable(entries: bytes, names: bytes, name: str) -> Symbol | None:
 
 
 class Starts:
-    """The starts of functions, ascending, as virtual addresses."""
+    """The starts of functions, ascending virtual addresses, and those of their unwind entries (0: none)."""
 
-    def __init__(self, addresses: Iterable[int] = ()) -> None:
-        self.addresses = array("Q", addresses)
+    def __init__(self, starts: Iterable[tuple[int, int]] = ()) -> None:
+        pairs = sorted(starts)
+        self.addresses = array("Q", (start for start, _ in pairs))
+        self._entries = array("Q", (entry for _, entry in pairs))
 
     @classmethod
     def of_frame_header(cls, data: bytes, address: int) -> Starts:
@@ -170,10 +172,24 @@ class Starts:
             return cls()
         table = data[8 + pointer :]
         count = min(int.from_bytes(data[4 + pointer : 8 + pointer], "little"), len(table) // 8)
-        offsets = memoryview(table)[: count * 8].cast("i")[::2]
-        return cls(sorted(address + start for start in offsets if 0 <= address + start < 1 << 64))
+        pairs = struct.iter_unpack("<ii", table[: count * 8])
+        return cls(
+            (address + start, max(address + entry, 0))
+            for start, entry in pairs
+            if 0 <= address + start < 1 << 64 and address + entry < 1 << 64
+        )
 
     def before(self, address: int) -> int:
         """Return the last start at or before an address, -1 where there is none."""
         index = bisect.bisect_right(self.addresses, address) - 1
         return self.addresses[index] if index >= 0 else -1
+
+    def entry_before(self, address: int) -> int:
+        """Return the address of the unwind entry of that start, 0 where there is none."""
+        index = bisect.bisect_right(self.addresses, address) - 1
+        return self._entries[index] if index >= 0 else 0
+
+    @property
+    def cost(self) -> int:
+        """What they take in memory, in bytes."""
+        return 16 * len(self.addresses)
