@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from quayscope.sidecar.doctor.command import doctor
 from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
 from quayscope.sidecar.outward import outward_options, take_outward
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
@@ -110,7 +111,16 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option("--quay-pid", type=click.IntRange(min=1), help="gunicorn's master: its tree's CPU is counted.")
 @click.option(
-    "--hz", type=click.IntRange(1, 999), default=99, show_default=True, help="CPU samples a second and CPU."
+    "--hz",
+    type=click.IntRange(LOWEST_HZ, HIGHEST_HZ),
+    default=99,
+    show_default=True,
+    help="CPU samples a second and CPU.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder in which the rules of unwinding are kept from one start to the next; at most 64 MB.",
 )
 @click.option(
     "--window",

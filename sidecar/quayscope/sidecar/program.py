@@ -20,6 +20,8 @@ from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import SidecarError
 from quayscope.sidecar.gateway import Gateway, GatewayOptions
 from quayscope.sidecar.measurements import Meter, Reading
+from quayscope.sidecar.native import report
+from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.outward import Outward, open_uplinks
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
@@ -37,6 +39,7 @@ _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
 _GATEWAY_CLOSE_S = 0.5
+_SAMPLER_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Options:
     quay_pid: int | None = None
     hz: int = 99
     window_s: int = 10
+    cache: Path | None = None
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
     outward: Outward = field(default_factory=Outward)
@@ -81,6 +85,9 @@ class Sidecar:
         self._relay = Relay(
             str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
         )
+        self._sampler = Sampler(
+            self._uplink.profiles, hz=options.hz, window_s=options.window_s, cache=options.cache
+        )
         self._database = Database(
             DatabaseOptions(
                 options.postgres,
@@ -93,6 +100,7 @@ class Sidecar:
             self._capabilities,
             self._uplink.profiles,
             database_meter.emit,
+            self._sampler,
         )
         self._captures = PythonCaptures(
             options.python,
@@ -113,6 +121,7 @@ class Sidecar:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._uplink.start()
         self._relay.start()
+        self._sampler.start()
         try:
             self._guard(self._database.start)
             self._captures.start()
@@ -142,6 +151,7 @@ class Sidecar:
             due = max(due + _TICK_S, time.monotonic())
             ticks += 1
             self._guard(self._database.tick)
+            self._guard(self._sample)
             self._guard(self._measure)
             if ticks % _REPORT_EVERY == 0 or self._capabilities.changes != self._reported_changes:
                 self._guard(self._report)
@@ -153,6 +163,11 @@ class Sidecar:
         except Exception:
             self._faults += 1
             log.exception("fault", extra={"faults": self._faults})
+
+    def _sample(self) -> None:
+        self._sampler.flush(time.time_ns())
+        for capability in report.capabilities(self._sampler.targets):
+            self._capabilities.note(capability)
 
     def _measure(self) -> None:
         self._processes.look()
@@ -184,8 +199,8 @@ class Sidecar:
             Reading(f"quayscope.uplink.{name}", "delta", count, "1", {})
             for name, count in self._uplink.take_counts().items()
         ]
-        counts = self._database.counts()
-        counts["faults"] += self._faults + self._uplink.faults + self._captures.faults
+        counts = {**self._sampler.counts(), **self._database.counts()}
+        counts["faults"] += self._sampler.faults + self._faults + self._uplink.faults + self._captures.faults
         readings += [
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
@@ -217,6 +232,7 @@ class Sidecar:
         self._captures.close(0.5)
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
+        self._guard(lambda: self._sampler.close(_SAMPLER_CLOSE_S))
         self._guard(self._measure)
         self._resources.close()
         self._processes.close()
