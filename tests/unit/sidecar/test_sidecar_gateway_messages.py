@@ -314,6 +314,7 @@ def test_a_push_in_json() -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"\x1f\x8bbroken", gzip.compress(b"\xff\xff\xff"), b"\x0a\x05ab", gzip.compress(b"x" * 100)[:-9]],
+    ids=["empty", "no gzip", "no profile", "cut short", "cut gzip"],
 )
 def test_a_profile_that_is_none_is_refused(data: bytes) -> None:
     """An empty, broken or cut-off profile never gets on the way."""
