@@ -5,6 +5,8 @@
     quayscope.profile.Failure
     └── SidecarError             this package
         ├── BadOption            a flag that cannot be honoured (exit code 2)
+        ├── CaptureRefused       a Python process that py-spy could not or may not read
+        ├── ScrapeFailed         a pprof endpoint that gave no profile
         └── MalformedElf         a file that is not the ELF object it claims to be
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "CaptureRefused", "MalformedElf", "ScrapeFailed", "SidecarError"]
 
 
 class SidecarError(Failure):
@@ -30,3 +32,11 @@ class BadOption(SidecarError):
 
 class MalformedElf(SidecarError):
     """A mapped file that is not the ELF object it claims to be; the text says what was wrong."""
+
+
+class CaptureRefused(SidecarError):
+    """A Python process that could not be captured; the text is the reason that py-spy or the system gave."""
+
+
+class ScrapeFailed(SidecarError):
+    """An address that gave no profile; the text says what it answered."""
