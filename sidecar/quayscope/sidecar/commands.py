@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
+from quayscope.sidecar.targets.commands import targets
 
 __all__ = ["sidecar"]
 
@@ -65,18 +66,15 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     return value
 
 
-@click.command(epilog=_EPILOG)
+@click.group(epilog=_EPILOG, invoke_without_command=True)
 @click.option(
     "--socket",
-    required=True,
     type=click.Path(path_type=Path),
     envvar="QUAYSCOPE_SOCKET",
     show_envvar=True,
     help="Unix socket on which the agents' records are received.",
 )
-@click.option(
-    "--collector", required=True, metavar="URL", help="Where everything is sent: http(s)://HOST:PORT."
-)
+@click.option("--collector", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
@@ -129,10 +127,19 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     help="Label on all series. Repeatable.",
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written as JSON once everything serves.")
-def sidecar(**options: Any) -> None:
+@click.pass_context
+def sidecar(context: click.Context, /, **options: Any) -> None:
     """Watch a pod: relay its agents, sample its Postgres, send everything to the collector.
 
     What the system does not permit is reported as a missing capability with its remedy; the rest goes on.
     Ends on SIGTERM after sending what it holds.
     """
+    if context.invoked_subcommand is not None:
+        return
+    for name in ("socket", "collector"):
+        if options[name] is None:
+            raise click.UsageError(f"missing option '--{name}'")
     Sidecar(Options(**options)).run()
+
+
+sidecar.add_command(targets)
