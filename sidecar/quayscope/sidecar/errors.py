@@ -35,7 +35,14 @@ class MalformedElf(SidecarError):
 
 
 class CaptureRefused(SidecarError):
-    """A Python process that could not be captured; the text is the reason that py-spy or the system gave."""
+    """A Python process that could not be captured; the text is the reason that py-spy or the system gave.
+
+    `cost_ns` is the CPU that trying took, in nanoseconds.
+    """
+
+    def __init__(self, message: str, *, cost_ns: int = 0) -> None:
+        super().__init__(message)
+        self.cost_ns = cost_ns
 
 
 class ScrapeFailed(SidecarError):

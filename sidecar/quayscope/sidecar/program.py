@@ -21,8 +21,10 @@ from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.measurements import Meter, Reading
+from quayscope.sidecar.programs import ProgramOptions, Programs
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import TierCpu
+from quayscope.sidecar.targets.pod import PODINFO
 
 __all__ = ["Options", "Sidecar"]
 
@@ -50,6 +52,13 @@ class Options:
     postgres_dsn: str = ""
     database_service: str = "quay-database"
     python: Sequence[PythonTarget] = ()
+    targets: Sequence[str] = ()
+    component: str = ""
+    podinfo: Path = PODINFO
+    pyspy: str = "auto"
+    go_pprof: Sequence[str] = ("auto",)
+    go_every_s: float = 60.0
+    go_cpu_s: int = 10
     quay_pid: int | None = None
     hz: int = 99
     window_s: int = 10
@@ -102,6 +111,22 @@ class Sidecar:
             self._uplink.profiles,
             self._capabilities,
         )
+        self._programs = Programs(
+            ProgramOptions(
+                options.targets,
+                options.component,
+                options.podinfo,
+                options.pyspy,
+                options.go_pprof,
+                options.go_every_s,
+                options.go_cpu_s,
+                options.window_s,
+                options.labels,
+            ),
+            self._capabilities,
+            self._uplink.profiles,
+            lambda: {worker.pid for worker in self._relay.workers()},
+        )
         self._tiers = TierCpu()
 
     def run(self) -> None:
@@ -115,6 +140,7 @@ class Sidecar:
         try:
             self._guard(self._database.start)
             self._captures.start()
+            self._guard(self._programs.start)
             self._report()
             self._say_ready()
             self._tick_until_stopped()
@@ -133,6 +159,7 @@ class Sidecar:
             due = max(due + _TICK_S, time.monotonic())
             ticks += 1
             self._guard(self._database.tick)
+            self._guard(self._programs.tick)
             self._guard(self._measure)
             if ticks % _REPORT_EVERY == 0 or self._capabilities.changes != self._reported_changes:
                 self._guard(self._report)
@@ -165,12 +192,12 @@ class Sidecar:
             for name, count in self._uplink.take_counts().items()
         ]
         counts = self._database.counts()
-        counts["faults"] += self._faults + self._uplink.faults + self._captures.faults
+        counts["faults"] += self._faults + self._uplink.faults + self._captures.faults + self._programs.faults
         readings += [
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
         ]
-        self._meter.emit(readings)
+        self._meter.emit(readings + self._programs.readings())
 
     def _say_ready(self) -> None:
         capabilities = {held.name: held.permitted for held in self._capabilities.all()}
@@ -184,6 +211,7 @@ class Sidecar:
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_S
         self._captures.close(0.5)
+        self._guard(lambda: self._programs.close(1.0))
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
         self._guard(self._measure)

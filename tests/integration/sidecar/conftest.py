@@ -145,6 +145,8 @@ def binaries() -> Iterator[dict[str, Path]]:
                     ignore=shutil.ignore_patterns("*.a", "pkgconfig", "pgxs"),
                 )
             found[version] = root / "package" / version
+        # Debian's own, where everybody can run it already.
+        found["15"] = Path("/usr/lib/postgresql/15")
         yield found
 
 

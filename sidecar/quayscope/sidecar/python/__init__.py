@@ -13,11 +13,14 @@ from quayscope.sidecar.python.record import (
     py_spy_program,
     record,
 )
+from quayscope.sidecar.python.rotation import PythonProcess, PythonRotation
 
 __all__ = [
     "Capture",
     "Cost",
     "PythonCaptures",
+    "PythonProcess",
+    "PythonRotation",
     "PythonTarget",
     "parse_raw",
     "profile_of",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from quayscope.profile import Profile
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.errors import CaptureRefused
-from quayscope.sidecar.python.record import profile_of, py_spy_program, record
+from quayscope.sidecar.python.record import profile_of, py_spy_program, record, wait_for_room
 
 __all__ = ["CAPABILITY", "REMEDY", "PythonCaptures", "PythonTarget"]
 
@@ -72,7 +71,8 @@ class PythonCaptures:
             )
             return
         for target in self._targets:
-            if self._wait_for_room():
+            # A capture lies in one window where it can.
+            if self._stop.wait(wait_for_room(self._window_s, CAPTURE_S)):
                 return
             # The one border of this thread: a capture that fails costs the next one nothing.
             try:
@@ -80,13 +80,6 @@ class PythonCaptures:
             except Exception:
                 self.faults += 1
                 log.exception("capture fault", extra={"pid": target.pid, "faults": self.faults})
-
-    def _wait_for_room(self) -> bool:
-        """Wait until a capture fits into one window; says whether to stop instead."""
-        if self._window_s <= CAPTURE_S:
-            return self._stop.is_set()
-        into = time.time() % self._window_s
-        return self._stop.wait(0 if into <= self._window_s - CAPTURE_S - 1 else self._window_s - into)
 
     def _capture(self, target: PythonTarget) -> None:
         try:

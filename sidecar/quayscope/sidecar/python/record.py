@@ -32,7 +32,7 @@ from quayscope.sidecar.errors import CaptureRefused
 from quayscope.sidecar.python.raw import parse_raw, spread
 from quayscope.sidecar.windows import SECOND_NS
 
-__all__ = ["Capture", "Cost", "profile_of", "py_spy_program", "record"]
+__all__ = ["Capture", "Cost", "profile_of", "py_spy_program", "record", "wait_for_room"]
 
 SLACK_S = 15.0
 """How long py-spy may take beyond the seconds asked for, reading symbols above all, before it is ended."""
@@ -114,7 +114,8 @@ def record(
         said.seek(max(0, said.seek(0, os.SEEK_END) - _SAID))
         words = said.read().decode(errors="replace")
         if run.status != 0 or not output.exists():
-            raise CaptureRefused(f"process {pid}: {_reason(words) or f'py-spy ended with {run.status}'}")
+            reason = _reason(words) or f"py-spy ended with {run.status}"
+            raise CaptureRefused(f"process {pid}: {reason}", cost_ns=run.cost.cpu_ns)
         with output.open(encoding="utf-8", errors="replace") as file:
             stacks = parse_raw(file.read(MAX_OUTPUT))
     errors = _ERRORS.search(words)
@@ -209,6 +210,14 @@ def _reason(said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("Error", "Reason", "Permission"))]
     return " ".join(errors or lines[-1:])[:300]
+
+
+def wait_for_room(window_s: int, capture_s: int) -> float:
+    """Return the seconds until a capture fits into one window of Unix time; 0 when it never does."""
+    if window_s <= capture_s:
+        return 0.0
+    into = time.time() % window_s
+    return 0.0 if into <= window_s - capture_s - 1 else window_s - into
 
 
 def profile_of(capture: Capture, pid: int, labels: Mapping[str, str], hz: int) -> Profile | None:
