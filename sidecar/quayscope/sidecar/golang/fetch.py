@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import socket
 import threading
-import time
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -53,26 +52,36 @@ class Fetcher:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._aborted = False
+        self._aborted = self._timed_out = False
 
     def get(self, address: Address, name: str, *, timeout_s: float, max_bytes: int) -> bytes:
         """Return the body of `name` below the address; raises `ScrapeFailed` where there is none."""
-        deadline = time.monotonic() + timeout_s
         connection = http.client.HTTPConnection(
             address.host, address.port, timeout=min(_CONNECT_S, timeout_s)
         )
+        # Each read has its timeout anew: an answer that trickles in is ended from beside.
+        watchdog = threading.Timer(timeout_s, self._end)
+        watchdog.daemon = True
+        response = None
         try:
             connection.connect()
             self._hold(connection.sock)
-            connection.sock.settimeout(max(0.01, deadline - time.monotonic()))
+            connection.sock.settimeout(timeout_s)
+            watchdog.start()
             connection.request("GET", address.path + name, headers={"Accept-Encoding": "identity"})
             response = connection.getresponse()
-            body = _read(response, connection.sock, deadline, max_bytes)
+            body = _read(response, max_bytes)
+            if self._timed_out:
+                # A body of no stated length ends wherever the connection does.
+                raise TimeoutError(f"no whole answer within {timeout_s:g} s")
         except (OSError, http.client.HTTPException, ValueError) as error:
             said = str(error) or type(error).__name__
             raise ScrapeFailed(f"{address}{name}: {said[:_SHOWN]}") from error
         finally:
+            watchdog.cancel()
             self._hold(None)
+            if response is not None:
+                response.close()
             connection.close()
         if response.status != http.HTTPStatus.OK:
             said = body[:_SHOWN].decode(errors="replace").strip()
@@ -83,31 +92,27 @@ class Fetcher:
         """End what is under way."""
         with self._lock:
             self._aborted = True
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
             if self._socket is not None:
-                with contextlib.suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+                self._timed_out = True
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _hold(self, held: socket.socket | None) -> None:
         with self._lock:
             if held is not None and self._aborted:
                 raise OSError("stopped")
             self._socket = held
+            if held is not None:
+                self._timed_out = False
 
 
-def _read(
-    response: http.client.HTTPResponse, connection: socket.socket, deadline: float, max_bytes: int
-) -> bytes:
+def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the answer took too long")
-        if connection.fileno() >= 0:
-            connection.settimeout(left)
-        part = response.read1(_CHUNK)
-        if not part:
-            break
+    while part := response.read1(_CHUNK):
         size += len(part)
         if size > max_bytes:
             raise ValueError(f"the answer has more than {max_bytes} bytes")
