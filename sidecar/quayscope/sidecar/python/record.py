@@ -37,7 +37,7 @@ __all__ = ["Capture", "Cost", "profile_of", "py_spy_program", "record", "wait_fo
 SLACK_S = 15.0
 """How long py-spy may take beyond the seconds asked for, reading symbols above all, before it is ended."""
 MAX_OUTPUT = 16 << 20
-_LOOK_S = 0.02
+_LOOK_S = 0.05
 _SAID = 4096
 _BEGAN = b"Sampling process"
 _ERRORS = re.compile(r"Samples: \d+ Errors: (\d{1,9})")
@@ -47,7 +47,7 @@ _RATE = range(1, 1000)
 class Cost(NamedTuple):
     """What a capture cost: py-spy's own CPU, the time until it sampled, and how long its target stood still.
 
-    All in nanoseconds. `paused_ns` is estimated from the share of looks (one in 20 ms) that found the target
+    All in nanoseconds. `paused_ns` is estimated from the share of looks (one in 50 ms) that found the target
     stopped by a tracer.
     """
 
@@ -86,7 +86,6 @@ def record(
     native: bool = False,
     nonblocking: bool = False,
     stop: threading.Event | None = None,
-    program: str | None = None,
 ) -> Capture:
     """Sample a process for whole seconds at `hz` (1 to 999); blocks for as long, `SLACK_S` more at most.
 
@@ -96,7 +95,7 @@ def record(
     """
     if duration_s < 1 or hz not in _RATE:
         raise ValueError(f"a capture of {duration_s} s at {hz} Hz")
-    program = program or py_spy_program()
+    program = py_spy_program()
     if program is None:
         raise CaptureRefused("py-spy is not installed")
     if procfs.cpu_ns(pid) is None:
@@ -221,8 +220,8 @@ def wait_for_room(window_s: int, capture_s: int) -> float:
 
 
 def profile_of(capture: Capture, pid: int, labels: Mapping[str, str], hz: int) -> Profile | None:
-    """Return a capture as a CPU profile; None where there is nothing, or nothing to weigh it with."""
-    if not capture.stacks or capture.cpu_ns is None:
+    """Return a capture as a CPU profile; None where there is nothing, or no CPU to weigh it with."""
+    if not capture.stacks or not capture.cpu_ns:
         return None
     start_ns = capture.start_ns
     profile = Profile(
