@@ -17,6 +17,8 @@ from quayscope.sidecar.golang import Address, GoProgram, GoScrapes, clair_operat
 from quayscope.sidecar.golang.ports import listening_ports
 from quayscope.sidecar.targets.golang import BuildInfos
 
+_ENOUGH = 150
+"""Samples on which a share of a tenth is told from one of a fiftieth."""
 _LABELS = {"service_name": "clair-app", "role": "clair"}
 
 
@@ -26,6 +28,10 @@ def service(checkout: Path, make_server: Callable[..., Any]) -> Iterator[clair_s
     binary = clair_standin.build(checkout)
     with clair_standin.running(binary, make_server("15").dsn) as started:
         yield started
+
+
+def _samples(profiles: list[Profile]) -> int:
+    return sum(profile.totals()[0] for profile in profiles)
 
 
 class _Taken:
@@ -60,28 +66,35 @@ def test_operations_of_a_service_under_load(
     """At least nine tenths of its CPU that is not the runtime's is told to be for an operation."""
     taken = _Taken()
     capabilities = Capabilities()
-    scrapes = GoScrapes([], clair_operations(), taken, capabilities, every_s=1.0, cpu_s=20 if full else 4)
+    scrapes = GoScrapes([], clair_operations(), taken, capabilities, every_s=1.0, cpu_s=20 if full else 2)
     scrapes.update([_program(service)])
     with clair_standin.Load(service) as load:
         until(lambda: load.rounds > 0, 20.0, "the service works")
         scrapes.start()
         try:
             before = procfs.cpu_ns(service.pid)
-            (profile, *_) = until(lambda: taken.of("process_cpu"), 60.0, "a CPU profile")
+            profiles = until(
+                lambda: (found := taken.of("process_cpu")) and _samples(found) >= _ENOUGH and found,
+                120.0,
+                "enough samples",
+            )
             after = procfs.cpu_ns(service.pid)
             until(lambda: taken.of("block") and taken.of("mutex"), 60.0, "a second round")
         finally:
             scrapes.close(5.0)
     assert load.rounds > 3
     cpu: Counter[str] = Counter()
-    for (stack, attributes), (_, value) in profile.samples.items():
-        cpu[attributes.endpoint] += value
-        assert {frame.kind for frame in stack} == {"go"}
+    unknown: Counter[str] = Counter()
+    for profile in profiles:
+        for (stack, attributes), (count, value) in profile.samples.items():
+            cpu[attributes.endpoint] += value
+            assert {frame.kind for frame in stack} == {"go"}
+            assert attributes.pid == service.pid
+            if not attributes.endpoint:
+                unknown[" ".join(frame.function for frame in stack)] += count
     print(dict(cpu.most_common()), f"{load.rounds} rounds")
     own = cpu.total() - cpu["runtime"]
-    assert cpu[""] <= 0.1 * own, [
-        [frame.function for frame in stack] for (stack, about) in profile.samples if not about.endpoint
-    ]
+    assert cpu[""] <= 0.1 * own, unknown
     assert {
         "index report: fetch",
         "index report: scan",
@@ -89,14 +102,12 @@ def test_operations_of_a_service_under_load(
         "vulnerability report",
     } <= cpu.keys()
     assert cpu["index report: scan"] > 0.05 * own
-    assert profile.losses.unattributed == sum(
-        count for (_, about), (count, _) in profile.samples.items() if not about.endpoint
-    )
+    assert sum(profile.losses.unattributed for profile in profiles) == unknown.total()
     assert before is not None
     assert after is not None
-    assert 0.5 * profile.totals()[1] < after - before
-    assert profile.labels == {**_LABELS, "sampler": "go"}
-    assert {about.pid for _, about in profile.samples} == {service.pid}
+    # Go's profiler is a timer's: it is late on a busy machine, and never counts twice.
+    assert 0.5 * sum(profile.totals()[1] for profile in profiles) < after - before
+    assert profiles[0].labels == {**_LABELS, "sampler": "go"}
     counts = scrapes.counts()
     assert counts["scrapes"] >= 5
     assert not counts.get("failures")
@@ -130,7 +141,17 @@ def test_states_and_differences(service: clair_standin.StandIn, until: Callable[
     assert goroutines.totals()[0] >= 5
 
 
-def test_spans_names_are_clairs(checkout: Path) -> None:
+def test_its_spans_leave_by_otlp(checkout: Path, make_server: Callable[..., Any], receiver: Any) -> None:
+    """Its requests' spans are exported where the environment says: a gateway can take them."""
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+    with clair_standin.running(clair_standin.build(checkout), make_server("15").dsn, environment) as started:
+        with clair_standin.Load(started) as load:
+            pass
+        assert load.error is None
+    assert "/v1/traces" in {path for path, _ in receiver.received.requests}
+
+
+def test_the_stand_in_has_clairs_names(checkout: Path) -> None:
     """Each marker that the service stands in for is a function of its source: names cannot drift apart."""
     source = "\n".join(
         path.read_text() for path in (checkout / "tests" / "targets" / "clair_standin").rglob("*.go")
