@@ -67,6 +67,7 @@ class Programs:
                 capabilities,
                 every_s=options.go_every_s,
                 cpu_s=options.go_cpu_s,
+                discover=AUTO in options.go_pprof,
                 fallback=options.labels,
             )
         elif len(options.go_pprof) > 1:

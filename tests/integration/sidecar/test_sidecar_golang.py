@@ -141,6 +141,25 @@ def test_states_and_differences(service: clair_standin.StandIn, until: Callable[
     assert goroutines.totals()[0] >= 5
 
 
+def test_only_the_address_that_was_given(service: clair_standin.StandIn, until: Callable[..., Any]) -> None:
+    """Where nobody answers that is said, and the program's own ports are not tried instead."""
+    taken = _Taken()
+    capabilities = Capabilities()
+    closed = Address("127.0.0.1", service.api, "/nothing/")
+    scrapes = GoScrapes([closed], clair_operations(), taken, capabilities, cpu_s=1, discover=False)
+    scrapes.update([_program(service)])
+    scrapes.start()
+    try:
+        until(lambda: scrapes.counts().get("failures", 0) >= 5, 20.0, "each kind has failed")
+    finally:
+        scrapes.close(5.0)
+    assert not taken.profiles
+    (said,) = [held for held in capabilities.all() if held.name == "go_pprof"]
+    assert not said.permitted
+    assert "status 404" in said.detail
+    assert said.remedy
+
+
 def test_its_spans_leave_by_otlp(checkout: Path, make_server: Callable[..., Any], receiver: Any) -> None:
     """Its requests' spans are exported where the environment says: a gateway can take them."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}

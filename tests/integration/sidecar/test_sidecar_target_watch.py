@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from plain_user import PlainPython, as_nobody
 from quayscope.sidecar import procfs
 from quayscope.sidecar.targets.pod import Pod
 from quayscope.sidecar.targets.watch import Target, TargetWatch
@@ -178,3 +179,42 @@ def test_the_command_lists_targets(postgres16: Any) -> None:
     table = listed("postgres").splitlines()
     assert table[0].split() == ["PID", "KIND", "SERVICE", "ROLE", "CONTAINER", "WHAT"]
     assert any(line.split()[:3] == [str(postgres16.pid), "postgres", "quay-database"] for line in table)
+
+
+def test_another_users_processes_are_known_by_what_is_public(plain_python: PlainPython) -> None:
+    """Without the right to read an executable, its name and arguments still tell a background worker."""
+    code = "import time; print(flush=True); time.sleep(60)"
+    with _folder() as folder:
+        Path(folder, "nightlyworker.py").write_text(code)
+        with _running(sys.executable, f"{folder}/nightlyworker.py") as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            listed = subprocess.run(
+                [plain_python.executable, "-m", "quayscope.cli.main", "sidecar", "targets", "--json"],
+                env=plain_python.environment,
+                cwd="/",
+                capture_output=True,
+                check=True,
+                timeout=30,
+                **as_nobody(),
+            ).stdout
+            found = next(entry for entry in json.loads(listed) if entry["pid"] == child.pid)
+    assert (found["kind"], found["labels"]["role"]) == ("python", "nightlyworker")
+
+
+def test_what_ended_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that came and went leave nothing behind."""
+    watch = _watch(monkeypatch)
+    watch.scan()
+    pids = []
+    for _ in range(3):
+        with ExitStack() as stack:
+            for _ in range(50):
+                pids.append(stack.enter_context(_running("/bin/cat")).pid)
+            assert {target.pid for target in watch.scan().came} >= set(pids[-50:])
+        assert {target.pid for target in watch.scan().gone} >= set(pids[-50:])
+    assert not set(pids) & watch._held.keys()
+    assert not set(pids) & watch._young
+    for _ in range(200):
+        watch.scan()
+    assert not set(pids) & set(watch._queue)

@@ -63,7 +63,8 @@ class _Watched:
 class GoScrapes:
     """Keeps a watch over Go programs. `update` says which there are; the rest happens on its own thread.
 
-    `addresses` are asked whoever listens there. At most 8 programs are scraped, what comes beyond is counted.
+    `addresses` are asked whoever listens there; `discover`: the ports of the other programs too. At most 8
+    programs are scraped, what comes beyond is counted.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class GoScrapes:
         *,
         every_s: float = EVERY_S,
         cpu_s: int = CPU_S,
+        discover: bool = True,
         fallback: Mapping[str, str] | None = None,
     ) -> None:
         self._operations = operations
@@ -83,6 +85,7 @@ class GoScrapes:
         self._every_s = every_s
         self._cpu_s = cpu_s
         self._given = list(addresses)
+        self._discovers = discover
         self._fallback = dict(fallback or {})
         self._programs: Sequence[GoProgram] = ()
         self._watched: dict[tuple[int, int, str], _Watched] = {}
@@ -156,7 +159,7 @@ class GoScrapes:
             )
             served.add(program.pid)
             wanted[program.pid, program.start_ticks, str(address)] = (program, address)
-        for program in programs:
+        for program in programs if self._discovers else ():
             if program.pid not in served:
                 wanted[program.pid, program.start_ticks, ""] = (program, None)
         for key in self._watched.keys() - wanted.keys():
