@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,31 @@ def test_kinds_of_real_processes(
 def _folder() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="quayscope-watch-") as name:
         yield name
+
+
+def test_a_real_nginx(monkeypatch: pytest.MonkeyPatch, until: Callable[..., Any]) -> None:
+    """Its master and its worker are told apart by their titles."""
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    if not os.access(program, os.X_OK):
+        pytest.skip("no nginx")
+    watch = _watch(monkeypatch)
+    with _folder() as folder:
+        configuration = Path(folder, "nginx.conf")
+        configuration.write_text(
+            f"daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/log;\n"
+            f"events {{}}\nhttp {{ access_log off; server {{ listen unix:{folder}/socket; }} }}\n"
+        )
+        with _running(program, "-e", f"{folder}/log", "-c", str(configuration)) as master:
+
+            def roles() -> set[str]:
+                watch.scan()
+                family = [target for target in watch.targets() if master.pid in (target.pid, target.parent)]
+                return {target.role for target in family if target.kind == "nginx"}
+
+            until(lambda: roles() == {"nginx master", "nginx worker"}, 10.0, "both are seen")
+            # Killed, it would leave its worker behind.
+            master.terminate()
+            master.wait(10)
 
 
 @pytest.mark.parametrize("older_s", [0.0, 3600.0], ids=["young", "old"])
