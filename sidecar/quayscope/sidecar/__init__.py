@@ -9,6 +9,6 @@ profiles; `database` keeps the watch over one server; the relay's uplink carries
 (`capabilities`), never guessed around.
 """
 
-from quayscope.sidecar.errors import BadOption, MalformedElf, SidecarError
+from quayscope.sidecar.errors import BadOption, CaptureRefused, MalformedElf, ScrapeFailed, SidecarError
 
-__all__ = ["BadOption", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "CaptureRefused", "MalformedElf", "ScrapeFailed", "SidecarError"]

@@ -2,8 +2,8 @@
 
 What it costs bounds how often it runs: after a capture that took C seconds of CPU (py-spy's own, from its
 resource usage, and this thread's) the next one begins no sooner than C / share after that one began. So over
-time all of it takes at most that share of a core, whatever the processes are. Measured: 70 ms a
-capture of 5 s at 20 Hz on two busy CPUs, one in 14 s.
+time all of it takes at most that share of a core, whatever the processes are. Measured: 70 ms a capture of
+5 s at 20 Hz on two busy CPUs, one in 14 s.
 """
 
 from __future__ import annotations

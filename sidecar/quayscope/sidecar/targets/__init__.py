@@ -6,6 +6,7 @@ information of Go executables; `python` tells gunicorn's roles and background wo
 current; `selection` picks from it.
 """
 
+from quayscope.sidecar.targets.pod import Pod, read_pod
 from quayscope.sidecar.targets.postgres import (
     CLIENT_BACKEND,
     UNKNOWN_BACKEND,
@@ -15,13 +16,21 @@ from quayscope.sidecar.targets.postgres import (
     find_postmasters,
     postmaster_at,
 )
+from quayscope.sidecar.targets.selection import select
+from quayscope.sidecar.targets.watch import Changes, Target, TargetWatch
 
 __all__ = [
     "CLIENT_BACKEND",
     "UNKNOWN_BACKEND",
     "BackendPids",
+    "Changes",
+    "Pod",
     "Postmaster",
+    "Target",
+    "TargetWatch",
     "backend_type",
     "find_postmasters",
     "postmaster_at",
+    "read_pod",
+    "select",
 ]
