@@ -71,7 +71,7 @@ def test_python_and_go_programs(
             _hear(stranger)
             sidecar = run_sidecar(
                 *("--postgres", "off", "--label", "namespace=quay", "--component", "clair-app"),
-                *("--target", str(plain.pid), "--target", str(agent.pid), "--target", "clair_standin"),
+                *(part for pid in (plain.pid, agent.pid, service.pid) for part in ("--target", str(pid))),
                 *("--go-every", "2", "--go-cpu", "1"),
             )
             assert isinstance(sidecar.args, list)

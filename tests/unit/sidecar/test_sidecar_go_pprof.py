@@ -182,6 +182,17 @@ def test_deltas_of_the_programs_own() -> None:
         assert found.totals() == (3, 300)
 
 
+def test_a_sample_without_a_stack() -> None:
+    """Its CPU counts, and that it could not be walked is said."""
+    body = Profile(PROCESS_CPU, {}, 5, 1, 1)
+    body.add((), Attributes(), (1, 10))
+    body.add(_A, Attributes(), (2, 20))
+    found = Converter({"service_name": "s"}, 7).read(CPU, pprof.encode(body), is_delta=False)
+    assert found is not None
+    assert found.totals() == (3, 30)
+    assert found.losses.truncated == 1
+
+
 def test_cpu_and_what_is_none() -> None:
     """A CPU profile keeps its own time where that can be; bytes that are no profile are refused."""
     converter = Converter({"service_name": "s"}, 7)

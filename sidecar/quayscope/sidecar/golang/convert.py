@@ -85,6 +85,9 @@ class Converter:
         for stack, values in shown.items():
             if any(values):
                 profile.add(stack, attributes, values)
+                if not stack:
+                    # Go's profiler writes such a sample now and then: it was taken, and could not be walked.
+                    profile.losses.truncated += values[0]
         return profile if profile.samples else None
 
     def _growth(
