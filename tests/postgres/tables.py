@@ -2,8 +2,8 @@
 
     python tests/postgres/tables.py SOURCE_TREE sidecar/quayscope/sidecar/postgres/data/NN.json
 
-SOURCE_TREE is a checkout of a release tag (`REL_13_12`, `REL_18_4`, ...) of github.com/postgres/postgres; any
-minor release does, as stable branches never renumber. Read are the enums of `miscadmin.h` and
+SOURCE_TREE is a checkout of a release tag (`REL_13_12`, `REL_18_4`, ...) of github.com/postgres/postgres; stable
+branches never renumber, but append: take the newest minor release. Read are the enums of `miscadmin.h` and
 `backend_status.h` (13: `pgstat.h`), and per wait class:
 
 - LWLock: `lwlocknames.txt` (17 and later: `lwlocklist.h`), then `BuiltinTrancheIds` with `BuiltinTrancheNames`;
@@ -47,6 +47,8 @@ CLASSES = {
     "INJECTIONPOINT": "InjectionPoint",
 }
 """As `pgstat_get_wait_event_type` writes them."""
+APPENDED = {"15": {"IPC": ["WalReceiverUpstreamCatchup"]}, "18": {"IPC": ["WalReceiverUpstreamCatchup"]}}
+"""What later minor releases than the trees at hand appended: seen in 15.20 and in 18.6."""
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 
 
@@ -158,6 +160,8 @@ def table(root: Path) -> dict[str, object]:
         "Lock": list(strings(tree.read("src/backend/utils/adt/lockfuncs.c"), "LockTagTypeNames")),
         **(waits_from_17(tree) if generated else waits_to_16(tree)),
     }
+    for name, events in APPENDED.get(release.group(1).partition(".")[0], {}).items():
+        waits[name] = [*waits[name], *(event for event in events if event not in waits[name])]
     return {
         "source": f"PostgreSQL {release.group(1)}",
         "states": [STATES[member] for member in enum(status, "STATE_UNDEFINED")],
