@@ -30,7 +30,9 @@ def install(major: str, checkout: Path, spare: Path) -> Path:
     with the next step where a major cannot be had.
     """
     if major == "15":
-        assert (_DEBIAN_15 / "bin" / "postgres").exists(), "no Postgres 15; next: apt-get install postgresql-15"
+        assert (_DEBIAN_15 / "bin" / "postgres").exists(), (
+            "no Postgres 15; next: apt-get install postgresql-15"
+        )
         return _DEBIAN_15
     if major in _PYPI_TREES:
         return _copy_of_pypi(_PYPI_TREES[major], spare)

@@ -2,11 +2,12 @@
 
     python tests/postgres/tables.py SOURCE_TREE sidecar/quayscope/sidecar/postgres/data/NN.json
 
-SOURCE_TREE is a checkout of a release tag (`REL_13_12`, `REL_18_4`, ...) of github.com/postgres/postgres; stable
-branches never renumber, but append: take the newest minor release. Read are the enums of `miscadmin.h` and
-`backend_status.h` (13: `pgstat.h`), and per wait class:
+SOURCE_TREE is a checkout of a release tag (`REL_13_12`, `REL_18_4`, ...) of github.com/postgres/postgres;
+stable branches never renumber, but append: take the newest minor release. Read are the enums of `miscadmin.h`
+and `backend_status.h` (13: `pgstat.h`), and per wait class:
 
-- LWLock: `lwlocknames.txt` (17 and later: `lwlocklist.h`), then `BuiltinTrancheIds` with `BuiltinTrancheNames`;
+- LWLock: `lwlocknames.txt` (17 and later: `lwlocklist.h`), then `BuiltinTrancheIds` with
+  `BuiltinTrancheNames`;
 - Lock: `LockTagTypeNames` of `lockfuncs.c`;
 - the others to 16: the enums of `wait_event.h` (13: `pgstat.h`) with the names in `wait_event.c` (13:
   `pgstat.c`); from 17 on `wait_event_names.txt`, numbered as `generate-wait_event_types.pl` does: sorted by
@@ -63,7 +64,9 @@ class Tree:
             path = self.root / name
             if path.exists():
                 return _COMMENT.sub("", path.read_text(encoding="utf-8"))
-        raise SystemExit(f"{self.root} has none of {', '.join(names)}: not a source tree of Postgres 13 to 18")
+        raise SystemExit(
+            f"{self.root} has none of {', '.join(names)}: not a source tree of Postgres 13 to 18"
+        )
 
 
 def enum(text: str, first: str) -> list[str]:

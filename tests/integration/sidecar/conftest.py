@@ -25,6 +25,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from plain_user import NOBODY, PlainPython, as_nobody
+from postgres.installs import install
 from quayscope.profile import Profile, pprof
 from quayscope.profile.push import PUSH_PATH, decode_push
 from quayscope.sidecar import procfs
@@ -149,8 +150,8 @@ def binaries() -> Iterator[dict[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def make_server(binaries: dict[str, Path]) -> Iterator[Callable[..., Server]]:
-    """Make servers by version; all are stopped and removed at the end."""
+def make_server(binaries: dict[str, Path], checkout: Path) -> Iterator[Callable[..., Server]]:
+    """Make servers by version, 13 to 18; all are stopped and removed at the end."""
     with tempfile.TemporaryDirectory(prefix="quayscope-db-") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -161,7 +162,7 @@ def make_server(binaries: dict[str, Path]) -> Iterator[Callable[..., Server]]:
             directory.mkdir()
             if os.geteuid() == 0:
                 os.chown(directory, NOBODY, NOBODY)
-            server = Server(directory, binaries[version], *options)
+            server = Server(directory, binaries.get(version) or install(version, checkout, root), *options)
             servers.append(server)
             server.initialise()
             server.start()

@@ -1,10 +1,10 @@
 """Finds a running server's layout and proves it, or refuses with the reason.
 
-Nothing is taken from the version alone. Every process of the server names its own entry (`MyBEEntry`; 13, which
-does not export it: the one word of its data that points to an entry with its pid) and its own PGPROC
+Nothing is taken from the version alone. Every process of the server names its own entry (`MyBEEntry`; 13,
+which does not export it: the one word of its data that points to an entry with its pid) and its own PGPROC
 (`MyProc`). From there the arrays are measured: each entry points to its own piece of two arrays of texts, and
-each PGPROC to its own semaphore, so even spacing of those pointers gives the first, the size and the number of
-the elements. The layout holds only if all processes agree on it, and with what the server says of itself
+each PGPROC to its own semaphore, so even spacing of those pointers gives the first, the size and the number
+of the elements. The layout holds only if all processes agree on it, and with what the server says of itself
 (`MaxBackends`, `track_activity_query_size`).
 """
 

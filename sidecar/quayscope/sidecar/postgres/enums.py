@@ -1,8 +1,8 @@
 """What the numbers in a server's shared memory mean: one table a major, under `data/`.
 
 The tables are made from the public source by tests/postgres/tables.py, which documents how; a test compares
-each with what the real servers answer. Stable branches append events but never renumber: a number that a table
-does not know is shown as itself.
+each with what the real servers answer. Stable branches append events but never renumber: a number that a
+table does not know is shown as itself.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class Layout:
         return _ENTRY_13 if self.major == 13 else _ENTRY_14
 
     def fits(self, slot: int, entry: Entry) -> bool:
-        """Whether an entry points at its own texts, as every entry does from the server's start to its end."""
+        """Whether an entry points at its own texts, as each does while the server runs."""
         return (
             entry.application == self.applications + slot * APPLICATION_SIZE
             and entry.activity == self.activities + slot * self.activity_size

@@ -18,7 +18,7 @@ from quayscope.sidecar.native.maps import read_maps
 from quayscope.sidecar.native.symbols import Objects
 from quayscope.sidecar.targets import Postmaster
 
-__all__ = ["MAX_STATEMENT", "BackendMemory", "read_memory"]
+__all__ = ["MAX_STATEMENT", "BackendMemory", "IoVec", "process_vm_readv", "read_memory"]
 
 MAX_STATEMENT = 65_536
 """Longest statement that is read, in bytes; a longer one is cut there."""
@@ -29,15 +29,17 @@ _SYMBOL = "debug_query_string"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _IoVec(ctypes.Structure):
+class IoVec(ctypes.Structure):
+    """A stretch of memory: struct iovec of readv(2)."""
+
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-_process_vm_readv = _libc.process_vm_readv
-_process_vm_readv.restype = ctypes.c_ssize_t
-_process_vm_readv.argtypes = (
-    *(ctypes.c_int, ctypes.POINTER(_IoVec), ctypes.c_ulong),
-    *(ctypes.POINTER(_IoVec), ctypes.c_ulong, ctypes.c_ulong),
+process_vm_readv = _libc.process_vm_readv
+process_vm_readv.restype = ctypes.c_ssize_t
+process_vm_readv.argtypes = (
+    *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
+    *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
 )
 
 
@@ -47,9 +49,9 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
     Raises OSError: EPERM not permitted, ESRCH gone, EFAULT nothing mapped there, ENOSYS by some filters.
     """
     buffer = ctypes.create_string_buffer(size)
-    local = _IoVec(ctypes.addressof(buffer), size)
-    remote = _IoVec(address, size)
-    count = _process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    local = IoVec(ctypes.addressof(buffer), size)
+    remote = IoVec(address, size)
+    count = process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
     if count < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -48,8 +48,11 @@ class Region(NamedTuple):
 
 
 class Program(NamedTuple):
-    """`addresses` are those of the globals in every process of the server; `data` the writable stretches of
-    its executable, as far as they are mapped, first to last address."""
+    """What the executable exports.
+
+    `addresses` are those of the globals in every process of the server; `data` are the writable stretches of
+    the executable as they are mapped, first to last address.
+    """
 
     major: int
     addresses: dict[str, int]
@@ -111,7 +114,7 @@ def program_of(server: Postmaster) -> Program:
 
 
 def _data(mapped: list[Region], name: str) -> tuple[tuple[int, int], ...]:
-    """The executable's writable mappings, and the nameless one that follows them: what starts as zeros."""
+    """Return the executable's writable mappings, and the nameless one after them: what starts as zeros."""
     found: list[tuple[int, int]] = []
     for region in mapped:
         follows = bool(found) and found[-1][1] == region.start and not region.path

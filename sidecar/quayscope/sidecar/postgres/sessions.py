@@ -1,0 +1,291 @@
+"""What sessions spend their time on, seen 99 times a second in shared memory.
+
+Each sweep charges the time since the sweep before to what it shows, as `waits` does with polls: a session
+that waits (or idles in a transaction) goes into the `block` profile under its statement, and every active one
+into the average active sessions. Only what changed between sweeps costs anything; what stays is charged at
+the end of its second. The statement and the wait of one slot are read together, so nothing here is unproven.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from quayscope.profile import BLOCK, Attributes, Frame
+from quayscope.profile.model import Losses
+from quayscope.sidecar.capabilities import Capabilities
+from quayscope.sidecar.measurements import Reading
+from quayscope.sidecar.postgres.active import ActiveSessions
+from quayscope.sidecar.postgres.oids import OidNames
+from quayscope.sidecar.postgres.shared import MemoryGone, SharedReader, open_reader
+from quayscope.sidecar.postgres.slots import Slot
+from quayscope.sidecar.statements import NO_STATEMENT, Described, StatementSource, describe
+from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
+from quayscope.sidecar.windows import SECOND_NS, Windows
+
+__all__ = ["SOURCE", "SessionTime", "Sessions"]
+
+log = logging.getLogger(__name__)
+
+SOURCE = "shared memory"
+_IDLE_IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
+_LONGEST_INTERVAL_NS = SECOND_NS
+"""What a sweep charges at most: the rest of a longer gap was seen by nobody."""
+_FIRST_BACKOFF_S = 0.1
+_LONGEST_BACKOFF_S = 5.0
+_DESCRIBING_NS = 10_000_000
+"""CPU time a second for normalising texts not seen before; those beyond it share a frame, and are counted."""
+_MAX_DESCRIBED = 4096
+UNNAMED = Described(frame=Frame("statements not named in time", kind="sql"))
+
+
+class _Held(NamedTuple):
+    """A slot, since when it is to be charged (monotonic), and how many sweeps have seen it since."""
+
+    slot: Slot
+    since_ns: int
+    since_sweep: int
+
+
+class SessionTime:
+    """Charges the time between sweeps to what slots show. Times given are monotonic and Unix nanoseconds."""
+
+    def __init__(
+        self, windows: Windows, service: str, active: ActiveSessions, texts: StatementSource | None = None
+    ) -> None:
+        self._windows = windows
+        self._root = Frame(service, kind="root")
+        self._active = active
+        self._texts = texts
+        self._whole: dict[int, str] = {}
+        self._held: dict[int, _Held] = {}
+        self._described: dict[str, Described] = {}
+        self._budget_ns = _DESCRIBING_NS
+        self._sweeps = 0
+        self._last_ns = 0
+        self._unix_offset_ns = 0
+        self.undescribed = 0
+
+    def seen(self, reader: SharedReader, now_ns: int, unix_ns: int) -> None:
+        """Take in the last sweep of `reader`."""
+        before_ns = max(self._last_ns, now_ns - _LONGEST_INTERVAL_NS) if self._last_ns else now_ns
+        gap = bool(self._last_ns) and before_ns > self._last_ns
+        if gap:
+            self._charge_all(self._last_ns)
+            self._held = {
+                number: held._replace(since_ns=before_ns, since_sweep=self._sweeps)
+                for number, held in self._held.items()
+            }
+        self._unix_offset_ns = unix_ns - now_ns
+        for number, old, new in reader.changes:
+            held = self._held.pop(number, None)
+            if held is not None:
+                self._charge(held, before_ns)
+            if old is None and new is not None and new.session.backend_type == CLIENT_BACKEND:
+                self._active.opened(new.session.pid)
+            if new is None:
+                if old is not None:
+                    self._active.closed(old.session.pid)
+            elif new.active or new.state in _IDLE_IN_TRANSACTION:
+                self._held[number] = _Held(new, before_ns, self._sweeps)
+                if new.statement.truncated and self._texts is not None:
+                    self._complete(number, new)
+        self._sweeps += 1
+        self._last_ns = now_ns
+
+    def report(self, slots: list[Slot], now_ns: int, unix_ns: int) -> None:
+        """End a second: charge everything held up to now, and emit the metrics."""
+        self._charge_all(now_ns)
+        self._held = {number: _Held(held.slot, now_ns, self._sweeps) for number, held in self._held.items()}
+        self._whole = {number: text for number, text in self._whole.items() if number in self._held}
+        self._budget_ns = _DESCRIBING_NS
+        self._active.report(
+            unix_ns,
+            (
+                (slot.state, slot.session.application)
+                for slot in slots
+                if slot.session.backend_type == CLIENT_BACKEND
+            ),
+        )
+
+    def end(self) -> None:
+        """Charge what was seen up to its last sweep, and hold nothing: the memory is gone."""
+        self._charge_all(self._last_ns)
+        self._held.clear()
+        self._whole.clear()
+        self._last_ns = 0
+
+    def _complete(self, number: int, slot: Slot) -> None:
+        """Read a truncated statement whole from its backend, if it runs it still."""
+        assert self._texts is not None
+        self._whole.pop(number, None)
+        if slot.active and slot.session.pid:
+            text = self._texts.statement(slot.session.pid)
+            if text is not None and text.startswith(slot.statement.text):
+                self._whole[number] = text
+
+    def _charge_all(self, until_ns: int) -> None:
+        for number, held in self._held.items():
+            self._charge(held, until_ns, number)
+
+    def _charge(self, held: _Held, until_ns: int, number: int = -1) -> None:
+        spent_ns = until_ns - held.since_ns
+        if spent_ns <= 0:
+            return
+        slot = held.slot
+        if slot.active:
+            self._active.add(slot.wait.kind, slot.session.pid, spent_ns)
+        if not slot.wait.event:
+            return
+        looks = max(1, self._sweeps - held.since_sweep)
+        described = self._describe(self._whole.get(number, slot.statement.text))
+        frames = [self._root]
+        if not slot.active:
+            frames.append(Frame("idle in transaction", kind="root"))
+        if described.frame is not None:
+            frames.append(described.frame)
+        frames.append(Frame(f"{slot.wait.kind}:{slot.wait.event}", kind="wait"))
+        # The second in which the time began: what is held never spans two.
+        unix_ns = held.since_ns + self._unix_offset_ns
+        attributes = Attributes(
+            unix_ns - unix_ns % SECOND_NS,
+            described.endpoint,
+            described.run,
+            described.phase,
+            slot.session.pid or slot.session.server_pid,
+            trace_id=described.trace_id,
+        )
+        losses = Losses(unattributed=0 if described.has_request else looks)
+        self._windows.add(
+            BLOCK, slot.session.backend_type, tuple(frames), attributes, (looks, spent_ns), losses
+        )
+
+    def _describe(self, text: str) -> Described:
+        if not text:
+            return NO_STATEMENT
+        found = self._described.get(text)
+        if found is None:
+            if self._budget_ns <= 0:
+                self.undescribed += 1
+                return UNNAMED
+            began_ns = time.thread_time_ns()
+            found = describe(text)
+            self._budget_ns -= time.thread_time_ns() - began_ns
+            if len(self._described) >= _MAX_DESCRIBED:
+                self._described.clear()
+            self._described[text] = found
+        return found
+
+
+class Sessions:
+    """Sweeps one server's shared memory on a thread of its own, until the server ends or it is closed.
+
+    After a crash of the server it opens the memory anew. `reading` says whether it is seen right now: where
+    it is not, the view stands in.
+    """
+
+    def __init__(
+        self,
+        server: Postmaster,
+        capabilities: Capabilities,
+        windows: Windows,
+        emit: Callable[[list[Reading]], None],
+        *,
+        service: str,
+        hz: int = 99,
+        names: OidNames | None = None,
+        texts: StatementSource | None = None,
+    ) -> None:
+        self._server = server
+        self._capabilities = capabilities
+        self._period_ns = SECOND_NS // hz
+        self._names = names or OidNames()
+        self._active = ActiveSessions(emit, SOURCE)
+        self._time = SessionTime(windows, service, self._active, texts)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
+        self._past: Counter[str] = Counter()
+        self._first: SharedReader | None = None
+        self.reader: SharedReader | None = None
+        """The reader that is swept now; its `look` may be called by others."""
+        self.faults = 0
+        self.sweeps = 0
+        self.cpu_ns = 0
+
+    @property
+    def reading(self) -> bool:
+        """Whether the shared memory is being read."""
+        return self.reader is not None
+
+    def start(self) -> bool:
+        """Open the memory and begin to sweep; False, and no thread, where that is not permitted."""
+        opened = open_reader(self._server, self._capabilities, self._names)
+        if isinstance(opened, str):
+            return False
+        self._first = self.reader = opened
+        self._thread.start()
+        return True
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """Stop sweeping; what was seen is charged."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def counts(self) -> dict[str, int]:
+        """Return what could not be read so far, by reason."""
+        counts = Counter(self._past)
+        reader = self.reader
+        if reader is not None:
+            counts.update(dict(reader.counts))
+        return {
+            **{f"slots_{name}": counts[name] for name in ("torn", "invalid", "dead")},
+            "sessions_undescribed": self._time.undescribed,
+        }
+
+    def _run(self) -> None:
+        backoff_s = _FIRST_BACKOFF_S
+        opened: SharedReader | str | None = self._first
+        while not self._stop.is_set():
+            # The one border of this thread: whatever the server does, the memory is opened anew.
+            try:
+                if opened is None:
+                    opened = open_reader(self._server, self._capabilities, self._names)
+                if isinstance(opened, SharedReader):
+                    backoff_s = _FIRST_BACKOFF_S
+                    self._sweep_until_gone(opened)
+            except MemoryGone as error:
+                log.info("shared memory is gone", extra={"error": str(error)})
+            except Exception:
+                self.faults += 1
+                log.exception("sessions fault", extra={"faults": self.faults})
+            opened = None
+            if not self._server.alive():
+                return
+            self._stop.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+
+    def _sweep_until_gone(self, reader: SharedReader) -> None:
+        self.reader = reader
+        due_ns = time.monotonic_ns()
+        try:
+            while not self._stop.is_set():
+                slots = reader.sweep()
+                now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
+                if self._active.due(unix_ns):
+                    self._time.report(slots, now_ns, unix_ns)
+                    self.cpu_ns = time.thread_time_ns()
+                self._time.seen(reader, now_ns, unix_ns)
+                self.sweeps += 1
+                due_ns = max(due_ns + self._period_ns, now_ns)
+                time.sleep((due_ns - now_ns) / SECOND_NS)
+        finally:
+            self.reader = None
+            self._time.end()
+            self._past.update(dict(reader.counts))
+            reader.close()
