@@ -20,9 +20,11 @@ from quayscope.sidecar.postgres.layout import (
     ACTIVITY_POINTER,
     APPLICATION_POINTER,
     APPLICATION_SIZE,
+    ENTRIES_BEYOND,
     ENTRY_SIZES,
     EPOCH_US,
     LEADER_OFFSETS,
+    PROCS_BEYOND,
     SEMAPHORE_POINTER,
     WAIT_OFFSET_13,
     Entry,
@@ -32,15 +34,13 @@ from quayscope.sidecar.postgres.memory import read_memory
 from quayscope.sidecar.postgres.program import Program, Region, Unreadable, program_of, regions
 from quayscope.sidecar.targets import Postmaster
 
-__all__ = ["MAX_SLOTS", "ReadMemory", "calibrate"]
+__all__ = ["MAX_BACKENDS", "ReadMemory", "calibrate"]
 
-MAX_SLOTS = 16_384
-"""Most entries of a server that is watched: `max_connections` and what Postgres adds to it."""
+MAX_BACKENDS = 16_384
+"""Most backends of a server that is watched: `max_connections` and what Postgres adds to it."""
 ReadMemory = Callable[[int, int, int], bytes]
 """Reads `size` bytes at an address of a process, fewer where it ends; raises OSError."""
 
-_AUXILIARY = 64
-"""Entries and PGPROCs beyond MaxBackends: auxiliary processes, of which no major has more."""
 _MAX_ASKED = 64
 """Processes that are asked; they all have to agree."""
 _ATTEMPTS = 3
@@ -98,8 +98,8 @@ class _Measure:
         if not self._shared:
             raise Unreadable(f"postmaster {server.pid} has no shared memory mapped")
         self._max_backends = self._int(program.addresses["MaxBackends"])
-        if not 0 < self._max_backends <= MAX_SLOTS - _AUXILIARY:
-            raise Unreadable(f"MaxBackends is {self._max_backends}, not 1 to {MAX_SLOTS - _AUXILIARY}")
+        if not 0 < self._max_backends <= MAX_BACKENDS:
+            raise Unreadable(f"MaxBackends is {self._max_backends}, not 1 to {MAX_BACKENDS}")
 
     def layout(self) -> Layout:
         """Measure everything once."""
@@ -201,7 +201,8 @@ class _Measure:
 
     def _entries(self, anchor: int, size: int, activity_size: int, segment: Region) -> tuple[int, int]:
         """Return the first entry and how many there are: as far as their pointers are evenly spaced."""
-        room = self._max_backends + _AUXILIARY
+        wanted = self._max_backends + ENTRIES_BEYOND[self._program.major]
+        room = wanted + 1
         low = anchor - min(room, (anchor - segment.start) // size) * size
         high = min(anchor + room * size, segment.end - (segment.end - anchor) % size)
         data = self._at(low, high - low)
@@ -225,10 +226,9 @@ class _Measure:
         while last + 1 < len(applications) and even(last + 1):
             last += 1
         count = last - first + 1
-        if not self._max_backends <= count <= room:
+        if count != wanted:
             raise Unreadable(
-                f"{count} evenly spaced entries of {size} bytes with texts of {activity_size}, "
-                f"for MaxBackends {self._max_backends}"
+                f"{count}, not {wanted} evenly spaced entries of {size} bytes with texts of {activity_size}"
             )
         return low + first * size, count
 
@@ -236,7 +236,8 @@ class _Measure:
         """Return the size and the number of PGPROCs: as far as their semaphores are evenly spaced."""
         if not segment.start <= procs < segment.end:
             raise Unreadable("the PGPROC array lies outside the shared memory of the entries")
-        room = self._max_backends + _AUXILIARY
+        wanted = self._max_backends + PROCS_BEYOND[self._program.major]
+        room = wanted + 1
         data = self._at(procs, min(room * _PROC_SIZES[-1], (segment.end - procs) & ~7))
         words = memoryview(data).cast("Q")
         found = []
@@ -248,10 +249,10 @@ class _Measure:
             count = 2
             while count < len(pointers) and pointers[count] - pointers[count - 1] == step:
                 count += 1
-            if count >= self._max_backends:
+            if count == wanted:
                 found.append((size, count))
         if len(found) != 1:
-            raise Unreadable(f"{len(found)} sizes of PGPROC are possible: {found[:4]}")
+            raise Unreadable(f"{len(found)} sizes of PGPROC are possible for {wanted} of them: {found[:4]}")
         return found[0]
 
     def _proc_pid(self, processes: list[_Process]) -> int:

@@ -15,10 +15,13 @@ __all__ = [
     "ACTIVITY_POINTER",
     "APPLICATION_POINTER",
     "APPLICATION_SIZE",
+    "CLIENT_ADDRESS",
     "COUNTER_AND_PID",
+    "ENTRIES_BEYOND",
     "ENTRY_SIZES",
     "EPOCH_US",
     "LEADER_OFFSETS",
+    "PROCS_BEYOND",
     "SEMAPHORE_POINTER",
     "WAIT_OFFSET_13",
     "Entry",
@@ -31,6 +34,8 @@ ACTIVITY_POINTER = 248
 CLIENT_ADDRESS = 56
 """Offset of a struct sockaddr_storage of 128 bytes."""
 ENTRY_SIZES = {13: 424, 14: 432, 15: 432, 16: 432, 17: 432, 18: 440}
+ENTRIES_BEYOND = {13: 7, 14: 8, 15: 6, 16: 6, 17: 6, 18: 38}
+"""Entries beyond MaxBackends: NUM_AUXPROCTYPES, from 17 on NUM_AUXILIARY_PROCS."""
 COUNTER_AND_PID = struct.Struct("<iI")
 APPLICATION_SIZE = 64
 """NAMEDATALEN."""
@@ -38,6 +43,8 @@ APPLICATION_SIZE = 64
 # PGPROC. What 14 and later say of themselves is measured; this cannot be.
 SEMAPHORE_POINTER = 24
 WAIT_OFFSET_13 = 684
+PROCS_BEYOND = {13: 4, 14: 5, 15: 5, 16: 5, 17: 6, 18: 38}
+"""PGPROCs with a semaphore beyond MaxBackends: NUM_AUXILIARY_PROCS."""
 LEADER_OFFSETS = {13: 816, 14: 840, 15: 840, 16: 840, 17: 848, 18: 792}
 """Offset of lockGroupLeader; checked in use: a pointer to a PGPROC or none."""
 
