@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 
 from quayscope.sidecar.postgres.calibrate import calibrate
+from quayscope.sidecar.postgres.layout import Layout
 from quayscope.sidecar.postgres.oids import OidNames
-from quayscope.sidecar.postgres.routes import MappedMemory, ReadMemory
+from quayscope.sidecar.postgres.routes import MappedMemory, ReadMemory, SharedMemory
 from quayscope.sidecar.postgres.shared import SharedReader
 from quayscope.sidecar.postgres.slots import Slot
 from quayscope.sidecar.targets import Postmaster, postmaster_at
 
-ROUTES = {"mapped": MappedMemory, "read": ReadMemory}
+ROUTES: dict[str, Callable[[Postmaster, Layout], SharedMemory]] = {
+    "mapped": MappedMemory,
+    "read": ReadMemory,
+}
 
 
 def postmaster_of(server: Any) -> Postmaster:

@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from quayscope.sidecar.measurements import Reading
+from quayscope.sidecar.postgres.activity import Poll
+from quayscope.sidecar.targets import CLIENT_BACKEND
 from quayscope.sidecar.windows import SECOND_NS
 
-__all__ = ["NO_WAIT_EVENT", "ActiveSessions"]
+__all__ = ["NO_WAIT_EVENT", "ActiveSessions", "PolledSessions"]
 
 NO_WAIT_EVENT = "none"
 MAX_APPLICATIONS = 20
@@ -49,8 +51,12 @@ class ActiveSessions:
             self._ran.add(pid)
 
     def opened(self, pid: int) -> None:
-        """Count a new connection, and begin to watch its process's clocks."""
+        """Count a new connection, and watch its process; `pid` 0: no process of ours."""
         self._opened += 1
+        self.watch(pid)
+
+    def watch(self, pid: int) -> None:
+        """Note a process's clocks at its first sight: what it ran before is nobody's."""
         if pid and len(self._clocks) < _MAX_CLOCKS and (clocks := _schedstat(pid)) is not None:
             self._clocks[pid] = clocks
 
@@ -65,7 +71,8 @@ class ActiveSessions:
     def report(self, now_ns: int, connections: Iterable[tuple[str, str]]) -> None:
         """Emit the time since the last report; `connections` are the state and application of each."""
         elapsed_ns = now_ns - self._since_ns
-        first = not self._since_ns
+        # After a gap (or at first) nobody saw the time before.
+        first = elapsed_ns > 2 * SECOND_NS
         self._second_ns, self._since_ns = now_ns // SECOND_NS, now_ns
         self._add_clocks()
         spent, self._spent, self._ran = self._spent, Counter(), set()
@@ -103,6 +110,35 @@ class ActiveSessions:
                 self._spent["run queue"] += max(0, now[1] - before[1])
             if before is not None or len(self._clocks) < _MAX_CLOCKS:
                 self._clocks[pid] = now
+
+
+class PolledSessions:
+    """The same metrics from polls of the view; a listener of `Activity`."""
+
+    def __init__(self, emit: Callable[[list[Reading]], None]) -> None:
+        self._active = ActiveSessions(emit, "pg_stat_activity")
+        self._known: dict[int, int] = {}
+
+    def seen(self, poll: Poll) -> None:
+        """Charge the interval before this poll to what each session does."""
+        weight_ns = min(poll.elapsed_ns, SECOND_NS)
+        clients: dict[int, int] = {}
+        for backend in poll.backends:
+            pid = backend.pid if backend.local else 0
+            if backend.active:
+                self._active.add(backend.wait_type, pid, weight_ns)
+            if backend.kind == CLIENT_BACKEND:
+                clients[backend.pid] = pid
+        for backend_pid in clients.keys() - self._known.keys():
+            self._active.opened(clients[backend_pid])
+        for backend_pid in self._known.keys() - clients.keys():
+            self._active.closed(self._known[backend_pid])
+        self._known = clients
+        if self._active.due(poll.time_ns):
+            self._active.report(
+                poll.time_ns,
+                [(one.state, one.application) for one in poll.backends if one.kind == CLIENT_BACKEND],
+            )
 
 
 def _counted(connections: Iterable[tuple[str, str]]) -> Counter[tuple[str, str]]:

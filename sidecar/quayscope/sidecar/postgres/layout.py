@@ -23,6 +23,7 @@ __all__ = [
     "LEADER_OFFSETS",
     "PROCS_BEYOND",
     "SEMAPHORE_POINTER",
+    "TIMES_SIZE",
     "WAIT_OFFSET_13",
     "Entry",
     "Layout",
@@ -31,6 +32,8 @@ __all__ = [
 # PgBackendStatus of 64-bit builds, alike in 13 to 18 up to st_query_id (14 and later).
 APPLICATION_POINTER = 240
 ACTIVITY_POINTER = 248
+TIMES_SIZE = 48
+"""The head of an entry, up to and with st_state_start_timestamp."""
 CLIENT_ADDRESS = 56
 """Offset of a struct sockaddr_storage of 128 bytes."""
 ENTRY_SIZES = {13: 424, 14: 432, 15: 432, 16: 432, 17: 432, 18: 440}

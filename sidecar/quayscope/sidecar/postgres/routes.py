@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
-from quayscope.sidecar.postgres.layout import APPLICATION_SIZE, Layout
+from quayscope.sidecar.postgres.layout import APPLICATION_SIZE, TIMES_SIZE, Layout
 from quayscope.sidecar.postgres.memory import IoVec, process_vm_readv, read_memory
 from quayscope.sidecar.targets import Postmaster
 
@@ -29,14 +29,37 @@ _MAX_VECTORS = 1024
 
 
 class Look(NamedTuple):
-    """One slot, read in this order: `before` and `after` are its counter and pid, 8 bytes each."""
+    """One slot, its parts read in this order; each `counter` is 8 bytes, the slot's counter and pid.
 
-    before: bytes
+    The times are the head of the entry again, up to its last time.
+    """
+
     entry: bytes
+    entry_counter: bytes
     wait: int
     application: bytes
     activity: bytes
-    after: bytes
+    times: bytes
+    counter: bytes
+    application_again: bytes
+
+    def steady(self) -> bool:
+        """Whether all parts belong together.
+
+        Nobody wrote meanwhile: then they do. A backend that runs many short statements inside one (a
+        function, a loop) writes its entry each microsecond, though nothing in it changes that is read here:
+        then the entry and its times have to be whole, of the same activity and state, and the name the same
+        before and after.
+        """
+        first, last = self.entry[:_HEAD], self.counter
+        if first[0] & 1 or last[0] & 1:
+            return False
+        return first == last or (
+            first == self.entry_counter
+            and self.times[:_HEAD] == last
+            and self.times[_WORD:] == self.entry[_WORD:TIMES_SIZE]
+            and self.application == self.application_again
+        )
 
 
 class SharedMemory(Protocol):
@@ -58,6 +81,43 @@ class SharedMemory(Protocol):
 
     def close(self) -> None:
         """Let go of the memory."""
+
+
+class _InUse:
+    """Which slots are looked at each tick.
+
+    A server gives its slots to connections from the front, or in turn: those up to the highest in use and
+    some beyond, and those at the end (autovacuum, workers, auxiliary processes) are looked at each tick; the
+    idle rest between them each tenth. Where a server has few slots, all are.
+    """
+
+    _RESCAN = 10
+    _BEYOND = 64
+    _TAIL = 160
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._tail = max(0, slots - self._TAIL)
+        self._high = slots
+        self._ticks = 0
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """Return the slots of this tick, first to last."""
+        self._ticks += 1
+        front = self._high + self._BEYOND
+        if self._ticks % self._RESCAN == 0 or front >= self._tail:
+            return [(0, self._slots)]
+        return [(0, front), (self._tail, self._slots)]
+
+    def found(self, heads: bytes, stretches: list[tuple[int, int]]) -> None:
+        """Take in what the tick found."""
+        end = min(stretches[0][1], self._tail)
+        whole = len(stretches) == 1
+        first = 0 if whole else self._high
+        pids = memoryview(heads[first * _HEAD : end * _HEAD]).cast("I")[1::2]
+        if whole or any(pids):
+            used = max((first + index + 1 for index, pid in enumerate(pids) if pid), default=0)
+            self._high = used if whole else max(self._high, used)
 
 
 class MappedMemory:
@@ -85,6 +145,8 @@ class MappedMemory:
         self._applications = layout.applications - start
         self._activities = layout.activities - start
         self._view = view
+        self._in_use = _InUse(layout.slots)
+        self._seen = bytearray(layout.slots * _HEAD)
         self._heads = self._strided(self._pairs, self._entries, layout.entry_size, layout.slots, _HEAD)
         self._waits = self._strided(
             self._words, self._procs + layout.proc_wait, layout.proc_size, layout.proc_count, _WORD
@@ -99,8 +161,14 @@ class MappedMemory:
 
     def tick(self, procs: Sequence[int]) -> tuple[tuple[int, ...], bytes]:
         """See `SharedMemory`."""
-        waits = _picked(array("I", self._waits.tobytes()), procs)
-        return waits, self._heads.tobytes()
+        # Waits first: one whose entry has not changed afterwards belongs to what the entry shows.
+        waits = _picked(self._waits, procs)
+        stretches = self._in_use.stretches()
+        for first, last in stretches:
+            self._seen[first * _HEAD : last * _HEAD] = self._heads[first:last].tobytes()
+        heads = bytes(self._seen)
+        self._in_use.found(heads, stretches)
+        return waits, heads
 
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """See `SharedMemory`."""
@@ -110,13 +178,24 @@ class MappedMemory:
             entry = self._entries + slot * layout.entry_size
             application = self._applications + slot * APPLICATION_SIZE
             activity = self._activities + slot * layout.activity_size
-            before = memory[entry : entry + _HEAD]
             whole = memory[entry : entry + layout.entry.size]
+            counter = memory[entry : entry + _HEAD]
             wait = self._waits[proc]
             name = memory[application : application + APPLICATION_SIZE]
             end = memory.find(b"\0", activity, activity + layout.activity_size)
             text = memory[activity : activity + layout.activity_size if end < 0 else end]
-            looks.append(Look(before, whole, wait, name, text, memory[entry : entry + _HEAD]))
+            looks.append(
+                Look(
+                    whole,
+                    counter,
+                    wait,
+                    name,
+                    text,
+                    memory[entry : entry + TIMES_SIZE],
+                    memory[entry : entry + _HEAD],
+                    memory[application : application + APPLICATION_SIZE],
+                )
+            )
         return looks
 
     def proc_pids(self) -> list[int]:
@@ -135,18 +214,12 @@ class MappedMemory:
 
 
 class ReadMemory:
-    """The same arrays, copied from the postmaster by process_vm_readv; one call a tick for 1,000 backends.
+    """The same arrays, copied from the postmaster by process_vm_readv(2).
 
-    A server gives its slots to connections from the front, or in turn: those up to the highest in use and
-    some beyond, and those at the end (autovacuum, workers, auxiliary processes) are read each tick, the idle
-    rest each `_RESCAN` ticks.
+    A tick is one call for the waits of up to 1,024 backends, and one for each stretch of slots.
     """
 
     route = "read by process_vm_readv"
-
-    _RESCAN = 10
-    _BEYOND = 32
-    _TAIL = 160
 
     def __init__(self, server: Postmaster, layout: Layout) -> None:
         self._pid = server.pid
@@ -158,9 +231,7 @@ class ReadMemory:
         self._procs: Sequence[int] | None = None
         self._waits = ctypes.create_string_buffer(_WORD)
         self._vectors = array("Q")
-        self._high = layout.slots
-        self._tail = max(0, layout.slots - self._TAIL)
-        self._ticks = 0
+        self._in_use = _InUse(layout.slots)
         self._take([(layout.entries, self._size)], ctypes.addressof(self._arrays))
 
     def tick(self, procs: Sequence[int]) -> tuple[tuple[int, ...], bytes]:
@@ -168,23 +239,17 @@ class ReadMemory:
         if procs is not self._procs:
             self._prepare(procs)
         layout = self._layout
-        self._ticks += 1
-        whole = self._ticks % self._RESCAN == 0 or self._high + self._BEYOND >= self._tail
-        front = layout.slots if whole else self._high + self._BEYOND
-        stretches = [(0, front)] if whole else [(0, front), (self._tail, layout.slots)]
         # Waits first: one whose entry has not changed afterwards belongs to what the entry shows.
         for at in range(0, len(procs), _MAX_VECTORS):
             count = min(_MAX_VECTORS, len(procs) - at)
             self._call(ctypes.addressof(self._waits) + at * _WORD, self._vectors, at, count, count * _WORD)
+        stretches = self._in_use.stretches()
         for first, last in stretches:
             size = (last - first) * layout.entry_size
             offset = first * layout.entry_size
             self._take([(layout.entries + offset, size)], ctypes.addressof(self._arrays) + offset)
         heads = self._heads.tobytes()
-        beyond = memoryview(heads[self._high * _HEAD : front * _HEAD]).cast("I")[1::2]
-        if whole or any(beyond):
-            pids = memoryview(heads[: self._tail * _HEAD]).cast("I")[1::2].tolist()
-            self._high = max((index + 1 for index, pid in enumerate(pids) if pid), default=0)
+        self._in_use.found(heads, stretches)
         return tuple(memoryview(self._waits).cast("B").cast("I")[: len(procs)]), heads
 
     def _prepare(self, procs: Sequence[int]) -> None:
@@ -199,35 +264,36 @@ class ReadMemory:
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """See `SharedMemory`."""
         layout = self._layout
-        size, text = layout.entry.size, layout.activity_size
-        record = size + _WORD + APPLICATION_SIZE + text + _HEAD
+        text = layout.activity_size
+        sizes = (layout.entry.size, _HEAD, _WORD, APPLICATION_SIZE, text, TIMES_SIZE, _HEAD, APPLICATION_SIZE)
+        record = sum(sizes)
         looks: list[Look] = []
-        group = _MAX_VECTORS // 5
+        group = _MAX_VECTORS // len(sizes)
         for at in range(0, len(wanted), group):
             some = wanted[at : at + group]
             buffer = ctypes.create_string_buffer(len(some) * record)
-            stretches = []
+            stretches: list[tuple[int, int]] = []
             for slot, proc in some:
                 entry = layout.entries + slot * layout.entry_size
-                stretches += [
-                    (entry, size),
-                    (layout.procs + proc * layout.proc_size + layout.proc_wait, _WORD),
-                    (layout.applications + slot * APPLICATION_SIZE, APPLICATION_SIZE),
-                    (layout.activities + slot * text, text),
-                    (entry, _HEAD),
-                ]
+                wait = layout.procs + proc * layout.proc_size + layout.proc_wait
+                name = layout.applications + slot * APPLICATION_SIZE
+                parts = (entry, entry, wait, name, layout.activities + slot * text, entry, entry, name)
+                stretches += zip(parts, sizes, strict=True)
             self._take(stretches, ctypes.addressof(buffer))
             raw = buffer.raw
-            looks += [self._cut(raw[index : index + record]) for index in range(0, len(raw), record)]
+            looks += [self._cut(raw[index : index + record], sizes) for index in range(0, len(raw), record)]
         return looks
 
-    def _cut(self, raw: bytes) -> Look:
-        wait_at = self._layout.entry.size
-        name_at = wait_at + _WORD
-        text_at = name_at + APPLICATION_SIZE
-        wait = int.from_bytes(raw[wait_at:name_at], "little")
-        text = raw[text_at:-_HEAD].partition(b"\0")[0]
-        return Look(raw[:_HEAD], raw[:wait_at], wait, raw[name_at:text_at], text, raw[-_HEAD:])
+    @staticmethod
+    def _cut(raw: bytes, sizes: tuple[int, ...]) -> Look:
+        parts, at = [], 0
+        for size in sizes:
+            parts.append(raw[at : at + size])
+            at += size
+        entry, entry_counter, wait, name, text, times, counter, again = parts
+        activity = text.partition(b"\0")[0]
+        number = int.from_bytes(wait, "little")
+        return Look(entry, entry_counter, number, name, activity, times, counter, again)
 
     def proc_pids(self) -> list[int]:
         """See `SharedMemory`."""
@@ -262,7 +328,7 @@ class ReadMemory:
             raise OSError(number, os.strerror(number))
 
 
-def _picked(values: array[int], indices: Sequence[int]) -> tuple[int, ...]:
+def _picked(values: memoryview[int], indices: Sequence[int]) -> tuple[int, ...]:
     if len(indices) < 2:
         return tuple(values[index] for index in indices)
     picked: tuple[int, ...] = itemgetter(*indices)(values)

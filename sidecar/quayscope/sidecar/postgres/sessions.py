@@ -64,6 +64,8 @@ class SessionTime:
         self._texts = texts
         self._whole: dict[int, str] = {}
         self._held: dict[int, _Held] = {}
+        self._known: dict[tuple[int, int], int] = {}
+        self._absent: set[tuple[int, int]] = set()
         self._described: dict[str, Described] = {}
         self._budget_ns = _DESCRIBING_NS
         self._sweeps = 0
@@ -86,12 +88,11 @@ class SessionTime:
             held = self._held.pop(number, None)
             if held is not None:
                 self._charge(held, before_ns)
-            if old is None and new is not None and new.session.backend_type == CLIENT_BACKEND:
-                self._active.opened(new.session.pid)
             if new is None:
-                if old is not None:
-                    self._active.closed(old.session.pid)
-            elif new.active or new.state in _IDLE_IN_TRANSACTION:
+                continue
+            if old is None:
+                self._meet(new)
+            if new.active or new.state in _IDLE_IN_TRANSACTION:
                 self._held[number] = _Held(new, before_ns, self._sweeps)
                 if new.statement.truncated and self._texts is not None:
                     self._complete(number, new)
@@ -104,6 +105,7 @@ class SessionTime:
         self._held = {number: _Held(held.slot, now_ns, self._sweeps) for number, held in self._held.items()}
         self._whole = {number: text for number, text in self._whole.items() if number in self._held}
         self._budget_ns = _DESCRIBING_NS
+        self._part({_key(slot) for slot in slots})
         self._active.report(
             unix_ns,
             (
@@ -119,6 +121,23 @@ class SessionTime:
         self._held.clear()
         self._whole.clear()
         self._last_ns = 0
+
+    def _meet(self, slot: Slot) -> None:
+        """Count a connection once, and watch its process from its first sight."""
+        key = _key(slot)
+        if key not in self._known:
+            self._known[key] = slot.session.pid
+            if slot.session.backend_type == CLIENT_BACKEND:
+                self._active.opened(slot.session.pid)
+            else:
+                self._active.watch(slot.session.pid)
+
+    def _part(self, present: set[tuple[int, int]]) -> None:
+        """Forget those that two reports did not see: one sweep may miss a slot that is being written."""
+        absent = self._known.keys() - present
+        for key in absent & self._absent:
+            self._active.closed(self._known.pop(key))
+        self._absent = absent & self._known.keys()
 
     def _complete(self, number: int, slot: Slot) -> None:
         """Read a truncated statement whole from its backend, if it runs it still."""
@@ -180,6 +199,10 @@ class SessionTime:
                 self._described.clear()
             self._described[text] = found
         return found
+
+
+def _key(slot: Slot) -> tuple[int, int]:
+    return slot.session.server_pid, slot.session.started_ns
 
 
 class Sessions:

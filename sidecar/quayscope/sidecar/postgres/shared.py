@@ -122,7 +122,7 @@ class SharedReader:
             (seen,) = self._memory.look([(number, proc)])
         except (OSError, ValueError):  # ValueError: closed meanwhile
             return None
-        if not _steady(seen):
+        if not seen.steady():
             return None
         entry = self._decoder.entry(number, seen)
         return self._slot(number, seen, proc) if entry is not None and _is_of(slot, entry) else None
@@ -177,9 +177,11 @@ class SharedReader:
         if waits == self._waits:
             return
         before, self._waits = self._waits, waits
+        # Where other backends are watched than a sweep ago, each is compared with what its slot shows.
+        unknown = len(before) != len(waits)
         skip = set(pending)
-        for number, wait, old in zip(self._watched, waits, before, strict=False):
-            if wait != old and number not in skip and number in self._slots:
+        for index, (number, wait) in enumerate(zip(self._watched, waits, strict=True)):
+            if (unknown or wait != before[index]) and number not in skip and number in self._slots:
                 slot = self._slots[number]
                 named = self._enums.wait(wait)
                 if named != slot.wait:
@@ -191,7 +193,7 @@ class SharedReader:
         for _ in range(_ATTEMPTS):
             again = []
             for (number, proc), seen in zip(wanted, self._memory.look(wanted), strict=True):
-                if not _steady(seen):
+                if not seen.steady():
                     again.append((number, proc))
                     continue
                 old, new = self._slots.get(number), self._slot(number, seen, proc)
@@ -245,7 +247,7 @@ class SharedReader:
         return found
 
     def _slot(self, number: int, seen: Look, proc: int) -> Slot | None:
-        if seen.before[4:] == b"\0\0\0\0":
+        if seen.counter[4:] == b"\0\0\0\0":
             return None
         entry = self._decoder.entry(number, seen)
         if entry is None:
@@ -296,11 +298,6 @@ class SharedReader:
         procs = tuple(self._procs[number] for number in numbers)
         if procs != self._watched_procs:
             self._watched, self._watched_procs, self._waits = numbers, procs, ()
-
-
-def _steady(seen: Look) -> bool:
-    """Whether nobody wrote between the two looks at the counter."""
-    return seen.before == seen.after and not seen.before[0] & 1
 
 
 def _is_of(slot: Slot, entry: Entry) -> bool:
