@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import http.server
 import os
@@ -173,6 +174,17 @@ def make_server(binaries: dict[str, Path], checkout: Path) -> Iterator[Callable[
         finally:
             for server in servers:
                 server.stop()
+
+
+@pytest.fixture(scope="session")
+def server_of(make_server: Callable[..., Server]) -> Callable[[str], Server]:
+    """One server of each major, for tests that leave it as it was; it gives statements ids where it can."""
+
+    @functools.cache
+    def of(major: str) -> Server:
+        return make_server(major, *(["-c", "compute_query_id=on"] if int(major) >= 14 else []))
+
+    return of
 
 
 @pytest.fixture(scope="session", params=["16", "18"])

@@ -26,9 +26,9 @@ from quayscope.sidecar.windows import Windows
 
 
 @pytest.fixture(scope="module", params=["13", "15", "18"])
-def server(request: pytest.FixtureRequest, make_server: Callable[..., Any]) -> Any:
+def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> Any:
     """A server of the majors that the operator deploys, and the newest."""
-    return make_server(request.param)
+    return server_of(request.param)
 
 
 class Swept:

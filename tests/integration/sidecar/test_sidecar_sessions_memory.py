@@ -47,10 +47,9 @@ def _as_row(slot: Slot) -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module", params=MAJORS)
-def server(request: pytest.FixtureRequest, make_server: Callable[..., Any]) -> Any:
+def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> Any:
     """A server of each major, watching query ids where it can."""
-    options = ["-c", "compute_query_id=on"] if int(request.param) >= 14 else []
-    return make_server(request.param, *options)
+    return server_of(request.param)
 
 
 class Busy:

@@ -24,9 +24,9 @@ from quayscope.sidecar.postgres.shared import SHARED_MEMORY, MemoryGone, SharedR
 
 
 @pytest.fixture(scope="module", params=["13", "15", "18"])
-def server(request: pytest.FixtureRequest, make_server: Callable[..., Any]) -> Any:
+def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> Any:
     """A server of the majors that are laid out most differently."""
-    return make_server(request.param)
+    return server_of(request.param)
 
 
 def _refusal(server: Any, corrupt: Callable[[int, bytes], bytes]) -> str:

@@ -99,10 +99,12 @@ class SessionTime:
         self._sweeps += 1
         self._last_ns = now_ns
 
-    def report(self, slots: list[Slot], now_ns: int, unix_ns: int) -> None:
-        """End a second: charge everything held up to now, and emit the metrics."""
-        self._charge_all(now_ns)
-        self._held = {number: _Held(held.slot, now_ns, self._sweeps) for number, held in self._held.items()}
+    def report(self, slots: list[Slot], unix_ns: int) -> None:
+        """End a second, before the sweep that begins the next is taken in: charge what is held, and emit."""
+        self._charge_all(self._last_ns)
+        self._held = {
+            number: _Held(held.slot, self._last_ns, self._sweeps) for number, held in self._held.items()
+        }
         self._whole = {number: text for number, text in self._whole.items() if number in self._held}
         self._budget_ns = _DESCRIBING_NS
         self._part({_key(slot) for slot in slots})
@@ -169,8 +171,8 @@ class SessionTime:
         if described.frame is not None:
             frames.append(described.frame)
         frames.append(Frame(f"{slot.wait.kind}:{slot.wait.event}", kind="wait"))
-        # The second in which the time began: what is held never spans two.
-        unix_ns = held.since_ns + self._unix_offset_ns
+        # The second in which the time ended: it began there, or at the last sweep of the one before.
+        unix_ns = until_ns - 1 + self._unix_offset_ns
         attributes = Attributes(
             unix_ns - unix_ns % SECOND_NS,
             described.endpoint,
@@ -301,7 +303,7 @@ class Sessions:
                 slots = reader.sweep()
                 now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
                 if self._active.due(unix_ns):
-                    self._time.report(slots, now_ns, unix_ns)
+                    self._time.report(slots, unix_ns)
                     self.cpu_ns = time.thread_time_ns()
                 self._time.seen(reader, now_ns, unix_ns)
                 self.sweeps += 1
