@@ -11,7 +11,7 @@ import pytest
 
 from quayscope.profile import Profile
 from quayscope.sidecar.measurements import Reading
-from quayscope.sidecar.postgres import sessions as sessions_module
+from quayscope.sidecar.postgres import naming
 from quayscope.sidecar.postgres.active import MAX_APPLICATIONS, ActiveSessions, PolledSessions
 from quayscope.sidecar.postgres.activity import Backend, Poll
 from quayscope.sidecar.postgres.enums import NO_WAIT, Wait
@@ -136,7 +136,7 @@ def test_a_gap_is_not_filled() -> None:
 
 def test_new_texts_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts that there is no time to normalise share one frame and are counted; no time is lost."""
-    monkeypatch.setattr(sessions_module, "_DESCRIBING_NS", 1)
+    monkeypatch.setattr(naming, "BUDGET", 10)
     run = Run()
     run.sweep(0)
     run.sweep(

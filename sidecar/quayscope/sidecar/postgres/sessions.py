@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from quayscope.profile import BLOCK, Attributes, Frame
@@ -21,10 +22,12 @@ from quayscope.profile.model import Losses
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.postgres.active import ActiveSessions
+from quayscope.sidecar.postgres.enums import Wait
+from quayscope.sidecar.postgres.naming import Namer
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.shared import MemoryGone, SharedReader, open_reader
 from quayscope.sidecar.postgres.slots import Slot
-from quayscope.sidecar.statements import NO_STATEMENT, Described, StatementSource, describe
+from quayscope.sidecar.statements import Described, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 from quayscope.sidecar.windows import SECOND_NS, Windows
 
@@ -34,14 +37,11 @@ log = logging.getLogger(__name__)
 
 SOURCE = "shared memory"
 _IDLE_IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
+_IDLE_ROOT = Frame("idle in transaction", kind="root")
 _LONGEST_INTERVAL_NS = SECOND_NS
 """What a sweep charges at most: the rest of a longer gap was seen by nobody."""
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
-_DESCRIBING_NS = 10_000_000
-"""CPU time a second for normalising texts not seen before; those beyond it share a frame, and are counted."""
-_MAX_DESCRIBED = 4096
-UNNAMED = Described(frame=Frame("statements not named in time", kind="sql"))
 
 
 class _Held(NamedTuple):
@@ -50,6 +50,15 @@ class _Held(NamedTuple):
     slot: Slot
     since_ns: int
     since_sweep: int
+
+
+@dataclass
+class _Sum:
+    """What one statement's wait came to in a second; holding `described` keeps its id its own."""
+
+    described: Described
+    looks: int
+    spent_ns: int
 
 
 class SessionTime:
@@ -66,12 +75,16 @@ class SessionTime:
         self._held: dict[int, _Held] = {}
         self._known: dict[tuple[int, int], int] = {}
         self._absent: set[tuple[int, int]] = set()
-        self._described: dict[str, Described] = {}
-        self._budget_ns = _DESCRIBING_NS
+        self._namer = Namer()
+        self._sums: dict[tuple[int, Wait, bool, int, str, int], _Sum] = {}
         self._sweeps = 0
         self._last_ns = 0
         self._unix_offset_ns = 0
-        self.undescribed = 0
+
+    @property
+    def undescribed(self) -> int:
+        """How often a statement had to go without its name."""
+        return self._namer.undescribed
 
     def seen(self, reader: SharedReader, now_ns: int, unix_ns: int) -> None:
         """Take in the last sweep of `reader`."""
@@ -106,7 +119,8 @@ class SessionTime:
             number: _Held(held.slot, self._last_ns, self._sweeps) for number, held in self._held.items()
         }
         self._whole = {number: text for number, text in self._whole.items() if number in self._held}
-        self._budget_ns = _DESCRIBING_NS
+        self._write()
+        self._namer.next_second()
         self._part({_key(slot) for slot in slots})
         self._active.report(
             unix_ns,
@@ -120,6 +134,7 @@ class SessionTime:
     def end(self) -> None:
         """Charge what was seen up to its last sweep, and hold nothing: the memory is gone."""
         self._charge_all(self._last_ns)
+        self._write()
         self._held.clear()
         self._whole.clear()
         self._last_ns = 0
@@ -164,43 +179,51 @@ class SessionTime:
         if not slot.wait.event:
             return
         looks = max(1, self._sweeps - held.since_sweep)
-        described = self._describe(self._whole.get(number, slot.statement.text))
-        frames = [self._root]
-        if not slot.active:
-            frames.append(Frame("idle in transaction", kind="root"))
-        if described.frame is not None:
-            frames.append(described.frame)
-        frames.append(Frame(f"{slot.wait.kind}:{slot.wait.event}", kind="wait"))
+        described = self._namer.describe(self._whole.get(number, slot.statement.text))
         # The second in which the time ended: it began there, or at the last sweep of the one before.
         unix_ns = until_ns - 1 + self._unix_offset_ns
-        attributes = Attributes(
+        session = slot.session
+        key = (
+            id(described),
+            slot.wait,
+            slot.active,
+            session.pid or session.server_pid,
+            session.backend_type,
             unix_ns - unix_ns % SECOND_NS,
-            described.endpoint,
-            described.run,
-            described.phase,
-            slot.session.pid or slot.session.server_pid,
-            trace_id=described.trace_id,
         )
-        losses = Losses(unattributed=0 if described.has_request else looks)
-        self._windows.add(
-            BLOCK, slot.session.backend_type, tuple(frames), attributes, (looks, spent_ns), losses
-        )
+        held_sum = self._sums.get(key)
+        if held_sum is None:
+            self._sums[key] = _Sum(described, looks, spent_ns)
+        else:
+            held_sum.looks += looks
+            held_sum.spent_ns += spent_ns
 
-    def _describe(self, text: str) -> Described:
-        if not text:
-            return NO_STATEMENT
-        found = self._described.get(text)
-        if found is None:
-            if self._budget_ns <= 0:
-                self.undescribed += 1
-                return UNNAMED
-            began_ns = time.thread_time_ns()
-            found = describe(text)
-            self._budget_ns -= time.thread_time_ns() - began_ns
-            if len(self._described) >= _MAX_DESCRIBED:
-                self._described.clear()
-            self._described[text] = found
-        return found
+    def _write(self) -> None:
+        """Add what was summed to the profile: once a second, as an addition costs more than a charge."""
+        unattributed: Counter[tuple[str, int]] = Counter()
+        for (_, _, _, _, role, slot_ns), one in self._sums.items():
+            if not one.described.has_request:
+                unattributed[role, slot_ns] += one.looks
+        for (_, wait, active, pid, role, slot_ns), one in self._sums.items():
+            described = one.described
+            frames = [self._root]
+            if not active:
+                frames.append(_IDLE_ROOT)
+            if described.frame is not None:
+                frames.append(described.frame)
+            frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
+            attributes = Attributes(
+                slot_ns,
+                described.endpoint,
+                described.run,
+                described.phase,
+                pid,
+                trace_id=described.trace_id,
+            )
+            lost = unattributed.pop((role, slot_ns), 0)
+            losses = Losses(unattributed=lost) if lost else None
+            self._windows.add(BLOCK, role, tuple(frames), attributes, (one.looks, one.spent_ns), losses)
+        self._sums.clear()
 
 
 def _key(slot: Slot) -> tuple[int, int]:

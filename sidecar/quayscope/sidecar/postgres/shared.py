@@ -37,6 +37,8 @@ SHARED_MEMORY = "postgres_shared_memory"
 _CHUNK = 64 * COUNTER_AND_PID.size
 _ATTEMPTS = 3
 _CHECK_S = 1.0
+_SUSPICIOUS_S = 10.0
+"""How long after a sign of trouble each sweep makes sure that the memory is still the server's."""
 _MAP_REMEDY = "the capability CHECKPOINT_RESTORE in the container's securityContext (its process as uid 0)"
 _READ_REMEDY = (
     "run as the target's own user, or add the capability SYS_PTRACE to the container's securityContext"
@@ -66,19 +68,20 @@ class SharedReader:
         self._enums = names_of(layout.major)
         self._names = names or OidNames()
         self._decoder = Decoder(layout, self._enums, self._names)
-        self._names_version = self._names.version
+        self._as_of = self._names.version
         self._pids = BackendPids(server)
         self._heads = bytes(layout.slots * COUNTER_AND_PID.size)
         self._slots: dict[int, Slot] = {}
         self._procs: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
+        self._applications: dict[int, bytes] = {}
         self._proc_of_pid: dict[int, int] = {}
         self._watched: list[int] = []
         self._watched_procs: tuple[int, ...] = ()
         self._waits: tuple[int, ...] = ()
         self._deaths = Deaths()
         self._checked_at = time.monotonic()
-        self._suspicious = False
+        self._suspicious_until = 0.0
 
     @property
     def route(self) -> str:
@@ -98,13 +101,14 @@ class SharedReader:
         self.changes = []
         try:
             self._check()
-            for slot in self._deaths.take():
-                self._die(slot)
             waits, heads = self._memory.tick(self._watched_procs)
             pending = self._changed(heads)
             self._take_waits(waits, pending)
             if pending:
                 self._read(pending)
+            # After the slots: who ends as he should clears his before.
+            for number in self._deaths.take():
+                self._die(number)
         except OSError as error:
             raise MemoryGone(f"shared memory of postmaster {self.server.pid}: {error.strerror}") from error
         return list(self._slots.values())
@@ -130,7 +134,7 @@ class SharedReader:
     def _check(self) -> None:
         """Notice that the server restarted, or made its memory anew after a crash."""
         now = time.monotonic()
-        if now - self._checked_at < _CHECK_S and not self._suspicious:
+        if now - self._checked_at < _CHECK_S and now > self._suspicious_until:
             return
         self._checked_at = now
         if not self.server.alive():
@@ -138,8 +142,9 @@ class SharedReader:
         held = (*self.layout.segment, self.layout.inode)
         if not any((one.start, one.end, one.inode) == held for one in regions(self.server.pid)):
             raise MemoryGone(f"postmaster {self.server.pid} has made its shared memory anew")
-        if self._names.version != self._names_version:
-            self._names_version = self._names.version
+        if self._names.version != self._as_of:
+            self._as_of = self._names.version
+            self._applications.clear()
             self._heads = bytes(len(self._heads))
 
     def _die(self, number: int) -> None:
@@ -147,7 +152,7 @@ class SharedReader:
         old = self._slots.get(number)
         if old is not None:
             self.counts["dead"] += 1
-            self._suspicious = True
+            self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
             self._put(number, old, None)
 
     def _changed(self, heads: bytes) -> list[int]:
@@ -252,7 +257,7 @@ class SharedReader:
         entry = self._decoder.entry(number, seen)
         if entry is None:
             self.counts["invalid"] += 1
-            self._suspicious = True
+            self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
             return None
         session = self._session(number, entry, seen)
         if session is None:
@@ -263,6 +268,9 @@ class SharedReader:
     def _session(self, number: int, entry: Entry, seen: Look) -> Session | None:
         old = self._slots.get(number)
         if old is not None and _is_of(old, entry):
+            if self._applications.get(number) == seen.application and self._names.version == self._as_of:
+                return old.session
+            self._applications[number] = seen.application
             return self._decoder.renewed(old.session, entry, seen)
         pid = self._pids.resolve(entry.pid) or 0
         if pid and not self._deaths.watch(number, pid):
@@ -288,6 +296,7 @@ class SharedReader:
                 del self._number_of[old.session.server_pid]
             self._slots.pop(number, None)
             self._procs.pop(number, None)
+            self._applications.pop(number, None)
             self._deaths.forget(number)
         if old is not None or new is not None:
             self.changes.append((number, old, new))
