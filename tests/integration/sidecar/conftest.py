@@ -173,6 +173,9 @@ def make_server(binaries: dict[str, Path], checkout: Path) -> Iterator[Callable[
             yield make
         finally:
             for server in servers:
+                if server.process is not None:
+                    server.process.send_signal(signal.SIGINT)
+            for server in servers:
                 server.stop()
 
 
