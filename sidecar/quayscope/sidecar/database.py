@@ -196,7 +196,8 @@ class Database:
             names=self._names,
             texts=self._memory,
         )
-        self._sessions = sessions if sessions.start() else None
+        sessions.start()
+        self._sessions = sessions
 
     def _start_sampler(
         self, server: Postmaster, statements: StatementSource | None, user: Capability, kernel: Capability

@@ -21,7 +21,7 @@ from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.sessions import Sessions
-from quayscope.sidecar.postgres.shared import SHARED_MEMORY
+from quayscope.sidecar.postgres.shared import SHARED_MEMORY, open_reader
 from quayscope.sidecar.windows import Windows
 
 
@@ -236,6 +236,24 @@ def test_the_view_stands_in(server: Any, until: Callable[..., Any], monkeypatch:
     assert sources == {"pg_stat_activity"}
     assert {"postgresql.connections", "postgresql.connections.opened"} <= {one.name for one in readings}
     assert {p.labels["sampler"] for p in profiles if p.type.name == "block"} == {"activity"}
+
+
+def test_a_refusal_is_tried_again(
+    server: Any, until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that cannot be read yet, as while it starts, is read once it can be."""
+    refusals = ["not yet", "not yet"]
+
+    def late(*arguments: Any) -> Any:
+        return refusals.pop() if refusals else open_reader(*arguments)
+
+    monkeypatch.setattr("quayscope.sidecar.postgres.sessions.open_reader", late)
+    swept = Swept(server)
+    assert not swept.sessions.start()
+    until(lambda: swept.sessions.reading)
+    swept.sessions.close(5)
+    assert not refusals
+    assert not swept.sessions.reading
 
 
 @pytest.mark.alone

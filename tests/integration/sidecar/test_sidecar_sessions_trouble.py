@@ -16,7 +16,7 @@ from postgres.reading import ROUTES, postmaster_of, reader_of, running, slot_of
 from quayscope.sidecar import procfs
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.postgres.calibrate import calibrate
-from quayscope.sidecar.postgres.layout import APPLICATION_POINTER, Layout
+from quayscope.sidecar.postgres.layout import APPLICATION_POINTER, MAX_TEXT, Layout
 from quayscope.sidecar.postgres.memory import read_memory
 from quayscope.sidecar.postgres.program import Unreadable
 from quayscope.sidecar.postgres.routes import ReadMemory
@@ -176,3 +176,25 @@ def test_routes_by_permission(server: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert held.permitted
     assert "Operation not permitted" in held.detail
     assert "CHECKPOINT_RESTORE" in held.remedy
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_very_long_texts_are_bounded(
+    make_server: Callable[..., Any], route: str, until: Callable[..., Any]
+) -> None:
+    """Of a server that keeps long texts so much is read as is described, and said to be cut."""
+    server = make_server("16", "-c", "track_activity_query_size=100000")
+    for length in (12_000, 40_000):
+        statement = "SELECT pg_sleep(20) /* " + "x" * length + " */"
+        with reader_of(server, route) as reader, running(server, statement) as pid:
+            until(functools.partial(_sleeps, reader, pid))
+            slot = slot_of(reader, pid)
+            assert slot is not None
+            assert slot.statement.text == statement[:MAX_TEXT]
+            assert slot.statement.truncated == (length > MAX_TEXT)
+    server.stop()
+
+
+def _sleeps(reader: SharedReader, pid: int) -> bool:
+    slot = slot_of(reader, pid)
+    return slot is not None and slot.wait.event == "PgSleep"

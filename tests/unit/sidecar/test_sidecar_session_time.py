@@ -136,7 +136,7 @@ def test_a_gap_is_not_filled() -> None:
 
 def test_new_texts_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts that there is no time to normalise share one frame and are counted; no time is lost."""
-    monkeypatch.setattr(naming, "BUDGET", 10)
+    monkeypatch.setattr(naming, "BUDGET", 3)
     run = Run()
     run.sweep(0)
     run.sweep(

@@ -21,6 +21,7 @@ __all__ = [
     "ENTRY_SIZES",
     "EPOCH_US",
     "LEADER_OFFSETS",
+    "MAX_TEXT",
     "PROCS_BEYOND",
     "SEMAPHORE_POINTER",
     "TIMES_SIZE",
@@ -51,6 +52,8 @@ PROCS_BEYOND = {13: 4, 14: 5, 15: 5, 16: 5, 17: 6, 18: 38}
 LEADER_OFFSETS = {13: 816, 14: 840, 15: 840, 16: 840, 17: 848, 18: 792}
 """Offset of lockGroupLeader; checked in use: a pointer to a PGPROC or none."""
 
+MAX_TEXT = 16_384
+"""Longest text that is read of an entry; `track_activity_query_size` may be 1 MiB."""
 EPOCH_US = 946_684_800_000_000
 """Microseconds from 1970 to 2000, where Postgres's time begins."""
 
@@ -99,6 +102,11 @@ class Layout:
     proc_pid: int
     proc_wait: int
     proc_leader: int
+
+    @property
+    def text_size(self) -> int:
+        """How much of an activity's text is read, its terminating zero included."""
+        return min(self.activity_size, MAX_TEXT)
 
     @property
     def entry(self) -> struct.Struct:

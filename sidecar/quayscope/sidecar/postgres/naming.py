@@ -22,14 +22,15 @@ _LITERALS = re.compile(r"""'[^']*'|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
 _LITERALS_AND_NAMES = re.compile(rf"""("[^"]*")|{_LITERALS.pattern}""")
 _MISTAKABLE = re.compile(r"""\\|--|/\*|\$\w*\$""")
 _MAX_HELD = 4096
+_LONGEST_HELD = 2048
 _FORM_COST = 1
-_NORMALISING_COST = 8
+_NORMALISED_FOR_ONE = 16
 BUDGET = 2500
-"""Forms a second, some 6 us each; a text that is normalised counts for eight."""
+"""Forms a second, some 6 us each; so long the normaliser takes for 16 characters."""
 
 
 class Namer:
-    """Describes texts; remembers up to 4,096 of them and as many forms."""
+    """Describes texts; remembers up to 4,096 of them and as many forms, of 2,048 characters at most."""
 
     def __init__(self) -> None:
         self._texts: dict[str, Described] = {}
@@ -60,7 +61,7 @@ class Namer:
         form = _form(body)
         found = self._forms.get(form)
         if found is None:
-            self._left -= _NORMALISING_COST
+            self._left -= len(body) // _NORMALISED_FOR_ONE
             found = describe(body)
             _keep(self._forms, form, found)
         if not front:
@@ -94,6 +95,8 @@ def _form(body: str) -> str:
 
 
 def _keep(held: dict[str, Described], key: str, value: Described) -> None:
+    if len(key) > _LONGEST_HELD:
+        return
     if len(held) >= _MAX_HELD:
         held.clear()
     held[key] = value

@@ -24,6 +24,8 @@ __all__ = ["Look", "MappedMemory", "ReadMemory", "SharedMemory"]
 _WORD = 4
 _HEAD = 8
 _VECTOR = 16
+_MAX_LOOK = 4 << 20
+"""Bytes that one call copies of changed slots."""
 _MAX_VECTORS = 1024
 """UIO_MAXIOV: stretches that one call may name."""
 
@@ -182,8 +184,8 @@ class MappedMemory:
             counter = memory[entry : entry + _HEAD]
             wait = self._waits[proc]
             name = memory[application : application + APPLICATION_SIZE]
-            end = memory.find(b"\0", activity, activity + layout.activity_size)
-            text = memory[activity : activity + layout.activity_size if end < 0 else end]
+            end = memory.find(b"\0", activity, activity + layout.text_size)
+            text = memory[activity : activity + layout.text_size if end < 0 else end]
             looks.append(
                 Look(
                     whole,
@@ -264,11 +266,11 @@ class ReadMemory:
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """See `SharedMemory`."""
         layout = self._layout
-        text = layout.activity_size
+        text = layout.text_size
         sizes = (layout.entry.size, _HEAD, _WORD, APPLICATION_SIZE, text, TIMES_SIZE, _HEAD, APPLICATION_SIZE)
         record = sum(sizes)
         looks: list[Look] = []
-        group = _MAX_VECTORS // len(sizes)
+        group = min(_MAX_VECTORS // len(sizes), max(1, _MAX_LOOK // record))
         for at in range(0, len(wanted), group):
             some = wanted[at : at + group]
             buffer = ctypes.create_string_buffer(len(some) * record)
@@ -277,7 +279,16 @@ class ReadMemory:
                 entry = layout.entries + slot * layout.entry_size
                 wait = layout.procs + proc * layout.proc_size + layout.proc_wait
                 name = layout.applications + slot * APPLICATION_SIZE
-                parts = (entry, entry, wait, name, layout.activities + slot * text, entry, entry, name)
+                parts = (
+                    entry,
+                    entry,
+                    wait,
+                    name,
+                    layout.activities + slot * layout.activity_size,
+                    entry,
+                    entry,
+                    name,
+                )
                 stretches += zip(parts, sizes, strict=True)
             self._take(stretches, ctypes.addressof(buffer))
             raw = buffer.raw

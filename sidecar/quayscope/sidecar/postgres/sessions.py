@@ -27,7 +27,7 @@ from quayscope.sidecar.postgres.naming import Namer
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.shared import MemoryGone, SharedReader, open_reader
 from quayscope.sidecar.postgres.slots import Slot
-from quayscope.sidecar.statements import Described, StatementSource
+from quayscope.sidecar.statements import LONGEST_DESCRIBED, Described, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 from quayscope.sidecar.windows import SECOND_NS, Windows
 
@@ -40,8 +40,11 @@ _IDLE_IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
 _IDLE_ROOT = Frame("idle in transaction", kind="root")
 _LONGEST_INTERVAL_NS = SECOND_NS
 """What a sweep charges at most: the rest of a longer gap was seen by nobody."""
+_MAX_WHOLE = 1024
 _FIRST_BACKOFF_S = 0.1
-_LONGEST_BACKOFF_S = 5.0
+_LONGEST_BACKOFF_S = 30.0
+_LEAST_REST = 3
+"""How many times as long as a sweep took the thread sleeps at least: a quarter of a core at most."""
 
 
 class _Held(NamedTuple):
@@ -100,15 +103,19 @@ class SessionTime:
         for number, old, new in reader.changes:
             held = self._held.pop(number, None)
             if held is not None:
-                self._charge(held, before_ns)
+                self._charge(number, held, before_ns)
             if new is None:
+                self._whole.pop(number, None)
                 continue
             if old is None:
                 self._meet(new)
-            if new.active or new.state in _IDLE_IN_TRANSACTION:
+            runs = new.active or new.state in _IDLE_IN_TRANSACTION
+            if runs:
                 self._held[number] = _Held(new, before_ns, self._sweeps)
-                if new.statement.truncated and self._texts is not None:
-                    self._complete(number, new)
+            if held is None or not _same_statement(held.slot, new):
+                self._whole.pop(number, None)
+                if runs and new.statement.truncated and self._texts is not None:
+                    self._complete(number, new, self._texts)
         self._sweeps += 1
         self._last_ns = now_ns
 
@@ -118,7 +125,6 @@ class SessionTime:
         self._held = {
             number: _Held(held.slot, self._last_ns, self._sweeps) for number, held in self._held.items()
         }
-        self._whole = {number: text for number, text in self._whole.items() if number in self._held}
         self._write()
         self._namer.next_second()
         self._part({_key(slot) for slot in slots})
@@ -156,20 +162,18 @@ class SessionTime:
             self._active.closed(self._known.pop(key))
         self._absent = absent & self._known.keys()
 
-    def _complete(self, number: int, slot: Slot) -> None:
+    def _complete(self, number: int, slot: Slot, texts: StatementSource) -> None:
         """Read a truncated statement whole from its backend, if it runs it still."""
-        assert self._texts is not None
-        self._whole.pop(number, None)
-        if slot.active and slot.session.pid:
-            text = self._texts.statement(slot.session.pid)
+        if slot.active and slot.session.pid and len(self._whole) < _MAX_WHOLE:
+            text = texts.statement(slot.session.pid)
             if text is not None and text.startswith(slot.statement.text):
-                self._whole[number] = text
+                self._whole[number] = text[:LONGEST_DESCRIBED]
 
     def _charge_all(self, until_ns: int) -> None:
         for number, held in self._held.items():
-            self._charge(held, until_ns, number)
+            self._charge(number, held, until_ns)
 
-    def _charge(self, held: _Held, until_ns: int, number: int = -1) -> None:
+    def _charge(self, number: int, held: _Held, until_ns: int) -> None:
         spent_ns = until_ns - held.since_ns
         if spent_ns <= 0:
             return
@@ -226,6 +230,10 @@ class SessionTime:
         self._sums.clear()
 
 
+def _same_statement(one: Slot, other: Slot) -> bool:
+    return (one.query_start_ns, one.statement) == (other.query_start_ns, other.statement)
+
+
 def _key(slot: Slot) -> tuple[int, int]:
     return slot.session.server_pid, slot.session.started_ns
 
@@ -271,13 +279,15 @@ class Sessions:
         return self.reader is not None
 
     def start(self) -> bool:
-        """Open the memory and begin to sweep; False, and no thread, where that is not permitted."""
+        """Open the memory and begin to sweep; False where that is refused.
+
+        It is tried again from time to time: a server that has just started has no processes to ask yet.
+        """
         opened = open_reader(self._server, self._capabilities, self._names)
-        if isinstance(opened, str):
-            return False
-        self._first = self.reader = opened
+        if isinstance(opened, SharedReader):
+            self._first = self.reader = opened
         self._thread.start()
-        return True
+        return self.reading
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop sweeping; what was seen is charged."""
@@ -299,6 +309,8 @@ class Sessions:
     def _run(self) -> None:
         backoff_s = _FIRST_BACKOFF_S
         opened: SharedReader | str | None = self._first
+        if opened is None:
+            self._stop.wait(backoff_s)
         while not self._stop.is_set():
             # The one border of this thread: whatever the server does, the memory is opened anew.
             try:
@@ -323,6 +335,7 @@ class Sessions:
         due_ns = time.monotonic_ns()
         try:
             while not self._stop.is_set():
+                began_ns = time.monotonic_ns()
                 slots = reader.sweep()
                 now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
                 if self._active.due(unix_ns):
@@ -330,8 +343,9 @@ class Sessions:
                     self.cpu_ns = time.thread_time_ns()
                 self._time.seen(reader, now_ns, unix_ns)
                 self.sweeps += 1
-                due_ns = max(due_ns + self._period_ns, now_ns)
-                time.sleep((due_ns - now_ns) / SECOND_NS)
+                ended_ns = time.monotonic_ns()
+                due_ns = max(due_ns + self._period_ns, ended_ns + (ended_ns - began_ns) * _LEAST_REST)
+                time.sleep((due_ns - ended_ns) / SECOND_NS)
         finally:
             self.reader = None
             self._time.end()

@@ -150,7 +150,9 @@ class SharedReader:
     def _die(self, number: int) -> None:
         """Take out a slot whose process ended without clearing it: it was killed, and the server recovers."""
         old = self._slots.get(number)
-        if old is not None:
+        if old is None:
+            self._deaths.forget(number)
+        else:
             self.counts["dead"] += 1
             self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
             self._put(number, old, None)
@@ -267,7 +269,7 @@ class SharedReader:
 
     def _session(self, number: int, entry: Entry, seen: Look) -> Session | None:
         old = self._slots.get(number)
-        if old is not None and _is_of(old, entry):
+        if old is not None and old.session.pid and _is_of(old, entry):
             if self._applications.get(number) == seen.application and self._names.version == self._as_of:
                 return old.session
             self._applications[number] = seen.application

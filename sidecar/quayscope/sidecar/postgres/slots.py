@@ -21,6 +21,7 @@ _WORKER = re.compile(
     r"postgres: +(?:[^ :]+: )?(parallel worker|logical replication (?:launcher|(?:[a-z]+ ){0,2}worker))"
 )
 _MAX_TEXTS = 4096
+_LONGEST_HELD = 2048
 
 
 class Session(NamedTuple):
@@ -72,7 +73,7 @@ class Slot(NamedTuple):
 
 
 class Decoder:
-    """Makes slots of one server's bytes; remembers up to 4,096 texts, most statements being seen often."""
+    """Makes slots of one server's bytes; remembers up to 4,096 texts, of 2 kB at most."""
 
     def __init__(self, layout: Layout, enums: Names, names: OidNames) -> None:
         self._layout = layout
@@ -132,12 +133,13 @@ class Decoder:
     def _statement(self, raw: bytes) -> Statement:
         found = self._texts.get(raw)
         if found is None:
-            if len(self._texts) >= _MAX_TEXTS:
-                self._texts.clear()
-            truncated = len(raw) >= self._layout.activity_size - 1
+            truncated = len(raw) >= self._layout.text_size - 1
             # A text is cut at a byte: half a character at its end is none.
-            text = raw.decode(errors="ignore" if truncated else "replace")
-            found = self._texts[raw] = Statement(text, truncated)
+            found = Statement(raw.decode(errors="ignore" if truncated else "replace"), truncated)
+            if len(raw) <= _LONGEST_HELD:
+                if len(self._texts) >= _MAX_TEXTS:
+                    self._texts.clear()
+                self._texts[raw] = found
         return found
 
 
