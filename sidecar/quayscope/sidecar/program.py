@@ -22,6 +22,7 @@ from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
+from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
@@ -57,6 +58,7 @@ class Options:
     hz: int = 99
     window_s: int = 10
     cache: Path | None = None
+    debuginfod: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
 
@@ -87,7 +89,11 @@ class Sidecar:
             str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
         )
         self._sampler = Sampler(
-            self._uplink.profiles, hz=options.hz, window_s=options.window_s, cache=options.cache
+            self._uplink.profiles,
+            hz=options.hz,
+            window_s=options.window_s,
+            cache=options.cache,
+            debuginfod=_open_debuginfod(options),
         )
         self._database = Database(
             DatabaseOptions(
@@ -232,6 +238,14 @@ def _open_uplink(options: Options) -> Uplink:
     except BadDestination as error:
         next_step = _FLAGS.get(error.field, error.next_step)
         raise BadOption(str(error), next_step=next_step) from error
+
+
+def _open_debuginfod(options: Options) -> Debuginfod | None:
+    if not options.debuginfod:
+        return None
+    if options.cache is None:
+        raise BadOption("debug files from a debuginfod need a folder", next_step="use --cache FOLDER")
+    return Debuginfod(options.debuginfod, options.cache / "debuginfod")
 
 
 def _raise_descriptor_limit() -> None:
