@@ -12,6 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 from quayscope.sidecar.doctor.command import doctor
 from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
+from quayscope.sidecar.outward import outward_options, take_outward
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
 
@@ -75,13 +76,14 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     show_envvar=True,
     help="Unix socket on which the agents' records are received.",
 )
-@click.option("--collector", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
+@click.option("--collector", default="", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help="File with the bearer token; read again when it is refused.",
 )
 @click.option("--insecure", is_flag=True, help="Allow plain http to a collector beyond loopback.")
+@outward_options
 @click.option(
     "--postgres",
     default="auto",
@@ -152,10 +154,10 @@ def sidecar(context: click.Context, /, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    for name in ("socket", "collector"):
-        if options[name] is None:
-            raise click.UsageError(f"missing option '--{name}'")
-    Sidecar(Options(**options)).run()
+    if options["socket"] is None:
+        raise click.UsageError("missing option '--socket'")
+    outward = take_outward(options)
+    Sidecar(Options(**options, outward=outward)).run()
 
 
 sidecar.add_command(doctor)

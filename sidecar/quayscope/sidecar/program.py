@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quayscope.relay import BadDestination, Relay
-from quayscope.relay.destination import Destination
-from quayscope.relay.uplink import Uplink
-from quayscope.sidecar.capabilities import Capabilities
+from quayscope.relay import Relay
+from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.database import Database, DatabaseOptions
-from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.errors import BadOption, SidecarError
+from quayscope.sidecar.gateway import Gateway, GatewayOptions
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
 from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.sampler import Sampler
+from quayscope.sidecar.outward import Outward, open_uplinks
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
 
@@ -39,6 +39,7 @@ _SWITCH_INTERVAL_S = 0.0005
 _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
+_GATEWAY_CLOSE_S = 0.5
 _SAMPLER_CLOSE_S = 1.0
 
 
@@ -47,7 +48,7 @@ class Options:
     """What the command line asks for; see `commands` for the meaning of each."""
 
     socket: Path
-    collector: str
+    collector: str = ""
     token_file: Path | None = None
     insecure: bool = False
     postgres: str = "auto"
@@ -61,14 +62,7 @@ class Options:
     debuginfod: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
-
-
-_FLAGS = {
-    "url": "use --collector http://HOST:PORT",
-    "insecure": "use an https address, or --insecure where the network is trusted",
-    "token_file": "check --token-file",
-}
-"""What to do about a field of the destination."""
+    outward: Outward = field(default_factory=Outward)
 
 
 class Sidecar:
@@ -80,7 +74,12 @@ class Sidecar:
         self._faults = 0
         self._capabilities = Capabilities()
         self._reported_changes = 0
-        self._uplink = _open_uplink(options)
+        outward = options.outward
+        self._uplink = open_uplinks(outward, options.collector, options.token_file, options.insecure)
+        self._gateway = Gateway(
+            GatewayOptions(outward.otlp_listen, outward.push_listen, options.labels, outward.gateway_service),
+            self._uplink,
+        )
         self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
         database_meter = Meter(
             {**options.labels, "service_name": options.database_service}, self._uplink.metrics
@@ -118,9 +117,7 @@ class Sidecar:
         )
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
-        self._resources = Resources(
-            options.labels, self._meter, self._processes, self._uplink.metrics, self._capabilities
-        )
+        self._resources = Resources(options.labels, self._processes, self._uplink.metrics, self._capabilities)
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
@@ -134,6 +131,7 @@ class Sidecar:
         try:
             self._guard(self._database.start)
             self._captures.start()
+            self._open_gateway()
             self._report()
             self._say_ready()
             self._tick_until_stopped()
@@ -143,6 +141,13 @@ class Sidecar:
     def stop(self) -> None:
         """Ask `run` to return."""
         self._stop.set()
+
+    def _open_gateway(self) -> None:
+        """Listen for the pod's clients; the rest goes on where another program has the port."""
+        try:
+            self._gateway.start()
+        except SidecarError as error:
+            self._capabilities.note(Capability("gateway", False, str(error), error.next_step))
 
     def _tick_until_stopped(self) -> None:
         ticks = 0
@@ -206,19 +211,30 @@ class Sidecar:
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
         ]
+        readings += [
+            Reading(f"quayscope.gateway.{name}", "cumulative", count, "1", {})
+            for name, count in self._gateway.counts().items()
+        ]
         self._meter.emit(readings)
 
     def _say_ready(self) -> None:
         capabilities = {held.name: held.permitted for held in self._capabilities.all()}
-        log.info("serving", extra={"socket": str(self._options.socket), "collector": self._options.collector})
+        sent_to = self._options.collector or self._options.outward.pyroscope
+        log.info("serving", extra={"socket": str(self._options.socket), "sent_to": sent_to})
         if self._options.ready_file is not None:
-            ready = {"pid": os.getpid(), "socket": str(self._options.socket), "capabilities": capabilities}
+            ready = {
+                "pid": os.getpid(),
+                "socket": str(self._options.socket),
+                "capabilities": capabilities,
+                "gateway": self._gateway.ports(),
+            }
             temporary = self._options.ready_file.with_name(f"{self._options.ready_file.name}.{os.getpid()}")
             temporary.write_text(json.dumps(ready), encoding="utf-8")
             temporary.replace(self._options.ready_file)
 
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_S
+        self._guard(lambda: self._gateway.close(_GATEWAY_CLOSE_S))
         self._captures.close(0.5)
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
@@ -229,15 +245,6 @@ class Sidecar:
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")
-
-
-def _open_uplink(options: Options) -> Uplink:
-    destination = Destination(options.collector, token_file=options.token_file, insecure=options.insecure)
-    try:
-        return Uplink(destination)
-    except BadDestination as error:
-        next_step = _FLAGS.get(error.field, error.next_step)
-        raise BadOption(str(error), next_step=next_step) from error
 
 
 def _open_debuginfod(options: Options) -> Debuginfod | None:
