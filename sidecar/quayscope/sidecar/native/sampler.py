@@ -227,7 +227,8 @@ class Sampler:
 
     def hurry(self) -> None:
         """Have the next batch taken at once: a ring fills up."""
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         rescan_at = time.monotonic() + _RESCAN_S
