@@ -171,7 +171,8 @@ def test_kills_and_outages_lose_nothing_acknowledged(
         if attempt % 2 == 0:
             collector.kill()
         have = sum(len(client.traces) for client in clients)
-        wait_for(lambda have=have: sum(len(client.traces) for client in clients) >= have + 20, 20)
+        # Each is on disk before it is acknowledged, and the disk may be everybody's.
+        wait_for(lambda have=have: sum(len(client.traces) for client in clients) >= have + 15, 60)
         time.sleep(dice.uniform(0, 0.2))
         sidecar.kill()
         if attempt % 2 == 0:
@@ -195,9 +196,13 @@ def test_kills_and_outages_lose_nothing_acknowledged(
         found["spans"] = collector.get("spans", **window)["count"]
         return bool(cpu >= len(sent) and found["spans"] >= len(traces))
 
-    wait_for(all_there, 60 if full else 30)
+    try:
+        wait_for(all_there, 60)
+    except AssertionError:
+        print(f"stored {found} of {len(sent)} pushes and {len(traces)} traces", sidecar.log())
+        raise
     # A profile's CPU here is 1 ns: the sum is how many are stored, each once.
-    assert found["cpu"] == len(sent)
+    assert found["cpu"] == len(sent), sidecar.log()
     for trace in dice.sample(traces, min(100, len(traces))):
         assert collector.get("spans", trace_id=trace.hex())["count"] == 1
     assert found["spans"] <= len(sent)
