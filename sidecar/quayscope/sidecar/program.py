@@ -17,10 +17,11 @@ from pathlib import Path
 from quayscope.relay import Relay
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.database import Database, DatabaseOptions
-from quayscope.sidecar.errors import SidecarError
+from quayscope.sidecar.errors import BadOption, SidecarError
 from quayscope.sidecar.gateway import Gateway, GatewayOptions
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
+from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.outward import Outward, open_uplinks
 from quayscope.sidecar.programs import ProgramOptions, Programs
@@ -67,6 +68,7 @@ class Options:
     hz: int = 99
     window_s: int = 10
     cache: Path | None = None
+    debuginfod: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
     outward: Outward = field(default_factory=Outward)
@@ -95,7 +97,11 @@ class Sidecar:
             str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
         )
         self._sampler = Sampler(
-            self._uplink.profiles, hz=options.hz, window_s=options.window_s, cache=options.cache
+            self._uplink.profiles,
+            hz=options.hz,
+            window_s=options.window_s,
+            cache=options.cache,
+            debuginfod=_open_debuginfod(options),
         )
         self._database = Database(
             DatabaseOptions(
@@ -268,6 +274,14 @@ class Sidecar:
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")
+
+
+def _open_debuginfod(options: Options) -> Debuginfod | None:
+    if not options.debuginfod:
+        return None
+    if options.cache is None:
+        raise BadOption("debug files from a debuginfod need a folder", next_step="use --cache FOLDER")
+    return Debuginfod(options.debuginfod, options.cache / "debuginfod")
 
 
 def _raise_descriptor_limit() -> None:

@@ -35,6 +35,7 @@ _LINES: tuple[tuple[str, str, str], ...] = (
     ("ours, the start included", "us_per_sample_with_start", _US),
     ("ours / perf's", "ratio_to_perf", _PLAIN),
     ("**The unwinder alone**, a stack seen before", "us_per_sample_warm", _US),
+    ("at a second start", "us_per_sample_second_start", _US),
     ("with nothing known", "us_per_sample_cold", _US),
     ("**The target's CPU for a round of statements**, sampled / not", "target_slowdown", _PLAIN),
     ("lower quartile", "target_slowdown_quartile1", _PLAIN),

@@ -6,6 +6,8 @@ import os
 from weakref import WeakKeyDictionary
 
 from quayscope.profile import Frame
+from quayscope.sidecar.native.debuginfod import Debuginfod
+from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Layout
 from quayscope.sidecar.native.objects import Objects
@@ -22,8 +24,10 @@ _Stack = tuple[tuple[Frame, ...], bool]
 class Stacks:
     """Names whole stacks, and remembers the latest. Not thread-safe."""
 
-    def __init__(self, objects: Objects) -> None:
-        self._symbols = Symbols(objects)
+    def __init__(
+        self, objects: Objects, debuginfod: Debuginfod | None = None, inlines: Inlines | None = None
+    ) -> None:
+        self._symbols = Symbols(objects, debuginfod, inlines)
         self._kernel = KernelSymbols()
         self._spaces: WeakKeyDictionary[Layout, AddressSpace] = WeakKeyDictionary()
         self._remembered: dict[tuple[Layout, tuple[int, ...]], _Stack] = {}
@@ -43,6 +47,8 @@ class Stacks:
 
         Files are read through the process, else, when it is gone, through `root_pid` of the same container.
         """
+        if self._symbols.refresh():
+            self._remembered.clear()
         key = (space.layout, addresses)
         found = self._remembered.get(key)
         if found is None:
