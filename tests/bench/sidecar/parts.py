@@ -98,7 +98,7 @@ def perf(given: Given) -> Figures:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     recorder = subprocess.Popen([*record, "-o", str(data), "-p", tree], stderr=subprocess.DEVNULL)
     try:
-        ours = run(given, given.server.pid, given.perf_seconds)
+        ours = run(given, given.server.pid, given.perf_seconds, "--no-inline")
     finally:
         recorder.send_signal(signal.SIGINT)
         recorder.wait(60)

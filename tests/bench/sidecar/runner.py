@@ -26,6 +26,7 @@ from quayscope.sidecar.targets import postmaster_at
 
 WARM_S = 22.0
 """After so long the rules are decoded, and the stacks of a first window named."""
+_LATEST_START_S = 4.0
 _NAMED_S = 13.0
 """By then a first window is named, wherever in it the start fell."""
 WINDOW_S = 10
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--hz", type=int, default=99)
     parser.add_argument("--each", action="store_true", help="wake for each sample, as a database's rings do")
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--no-inline", action="store_true", help="as perf script's option")
     parser.add_argument("--until-closed", action="store_true")
     given = parser.parse_args()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -62,8 +64,12 @@ def main() -> int:
 
     if given.until_closed:
         threading.Thread(target=wait, daemon=True).start()
+    if given.cache is not None:
+        # No window may end within the first seconds: what its names cost is another figure.
+        into = time.time() % WINDOW_S
+        time.sleep(WINDOW_S - into if into > _LATEST_START_S else 0.0)
     began, cpu = time.monotonic(), time.process_time()
-    sampler = Sampler(emit, hz=given.hz, window_s=WINDOW_S, cache=given.cache)
+    sampler = Sampler(emit, hz=given.hz, window_s=WINDOW_S, cache=given.cache, inlined=not given.no_inline)
     sampler.start()
     tracked, noting = _add(sampler, given.pid, each=given.each)
     print("ready", file=sys.stderr, flush=True)
