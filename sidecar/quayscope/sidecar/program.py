@@ -27,6 +27,7 @@ from quayscope.sidecar.outward import Outward, open_uplinks
 from quayscope.sidecar.programs import ProgramOptions, Programs
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
+from quayscope.sidecar.sampled import SampledPrograms
 from quayscope.sidecar.targets.pod import PODINFO
 
 __all__ = ["Options", "Sidecar"]
@@ -139,6 +140,7 @@ class Sidecar:
             self._capabilities,
             self._uplink.profiles,
             lambda: {worker.pid for worker in self._relay.workers()},
+            SampledPrograms(self._sampler, self._capabilities),
         )
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
