@@ -25,6 +25,7 @@ from quayscope.sidecar.errors import AlreadySampled
 from quayscope.sidecar.native import tracked as tracked_module
 from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import ALL_CPU, CGROUP, capabilities
+from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
@@ -233,7 +234,7 @@ def test_lost_samples_are_counted(programs: dict[str, Path], until: Any) -> None
     """While nobody reads, the ring runs over: what is lost stands in the profiles."""
     process = subprocess.Popen([programs["burn"]])
     out: list[Profile] = []
-    sampler = Sampler(out.extend, hz=999, window_s=1)
+    sampler = Sampler(out.extend, hz=999, window_s=1, budget=RingBudget(2 << 20))
     rings = sampler.open_rings()
     fits = rings.size // 16_000
     try:
@@ -348,6 +349,7 @@ def test_unprivileged(
 import json, subprocess, sys, time
 from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import capabilities
+from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 out = []
