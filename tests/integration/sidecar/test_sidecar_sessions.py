@@ -25,9 +25,9 @@ from quayscope.sidecar.postgres.shared import SHARED_MEMORY, open_reader
 from quayscope.sidecar.windows import Windows
 
 
-@pytest.fixture(scope="module", params=["13", "15", "18"])
+@pytest.fixture(scope="module", params=["13", "18"])
 def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> Any:
-    """A server of the majors that the operator deploys, and the newest."""
+    """A server of the oldest major and of the newest."""
     return server_of(request.param)
 
 
@@ -91,7 +91,7 @@ def test_waits_are_charged(server: Any, until: Callable[..., Any]) -> None:
         with running(server, "UPDATE hot SET n = 5 WHERE id = 1") as pid:
             until(lambda: (slot := reader.look(pid)) and slot.wait.kind == "Lock")
             locked_from = time.monotonic()
-            until(lambda: len(swept.series("postgresql.sessions.active", "class")["Lock"]) >= 2)
+            until(lambda: len(swept.series("postgresql.sessions.active", "class")["Lock"]) >= 1)
             locked_s = time.monotonic() - locked_from
             holder.rollback()
             idle_s = time.monotonic() - idle_from
@@ -119,12 +119,11 @@ def test_active_sessions_and_connections(server: Any, until: Callable[..., Any])
             idle.execute("SELECT 1")
             until(
                 lambda: (
-                    len(swept.series("postgresql.sessions.active", "class")["cpu"]) >= 3
+                    len(swept.series("postgresql.sessions.active", "class")["cpu"]) >= 2
                     and swept.series("postgresql.connections", "application")["idler"][-1:] == [1]
                 )
             )
             by_class = swept.series("postgresql.sessions.active", "class")
-    print(dict(by_class))
     assert by_class["Timeout"][-1] == pytest.approx(2, abs=0.05)
     assert by_class["none"][-1] == pytest.approx(1, abs=0.1)
     # What it does not get of a CPU, it queues for.
