@@ -110,11 +110,7 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option("--quay-pid", type=click.IntRange(min=1), help="gunicorn's master: its tree's CPU is counted.")
 @click.option(
-    "--hz",
-    type=click.IntRange(1, 999),
-    default=99,
-    show_default=True,
-    help="CPU samples a second and CPU; looks at Postgres's sessions a second.",
+    "--hz", type=click.IntRange(1, 999), default=99, show_default=True, help="CPU samples a second and CPU."
 )
 @click.option(
     "--window",
