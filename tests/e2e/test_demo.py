@@ -61,16 +61,17 @@ def test_workers_cpu_is_complete(outcome: tuple[str, Outcome], full: bool) -> No
         assert worker["role"] == "web"
 
 
-def test_endpoints_agree_with_the_applications_own_account(outcome: tuple[str, Outcome]) -> None:
-    """The endpoints' CPU shares overlap the application's own by nine tenths."""
+def test_endpoints_agree_with_the_applications_own_account(outcome: tuple[str, Outcome], full: bool) -> None:
+    """The endpoints' CPU shares overlap the application's own by nine tenths; what used CPU has its line."""
     _, result = outcome
     endpoints = result.report["endpoints"]
     assert len([row for row in endpoints if row["requests"]]) >= 8
     assert result.report["cpu_share_overlap"] >= 0.9
     assert all(row["p99_ms"] is not None for row in endpoints if row["requests"]), endpoints
-    heaviest = [row for row in endpoints if row.get("cpu_line")]
-    assert len(heaviest) >= 5
-    assert all(".py:" in row["cpu_line"] for row in heaviest)
+    # The report names the lines of the five that used most; on a busy machine a start is one of them.
+    heaviest = [row for row in endpoints if "cpu_line" in row]
+    assert len(heaviest) >= (5 if full else 3), endpoints
+    assert all(".py:" in row["cpu_line"] for row in heaviest), heaviest
 
 
 def test_stalls_and_statements_are_named(outcome: tuple[str, Outcome]) -> None:

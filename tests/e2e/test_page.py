@@ -268,6 +268,24 @@ def test_a_statement_is_whole_in_the_tooltip_and_waits_are_seen(show: Open) -> N
     expect(frame(page, "Lock:transactionid")).to_have_attribute("data-kind", "wait")
 
 
+def test_an_endpoint_is_shown_through_all_tiers(show: Open) -> None:
+    """The worker's CPU, its wait for a statement, and within that the database's: one graph, one total."""
+    page = show()
+    page.get_by_test_id("type").select_option("stitched")
+    expect(page.get_by_test_id("total")).to_have_text("420 ms")
+    expect(page.get_by_test_id("samplers")).to_have_text("activity, agent")
+    expect(page).to_have_title("Endpoint, all tiers · quay-app · Quayscope")
+    expect(frame(page, REPOSITORY)).to_be_visible()
+    wait = frame(page, "Lock:transactionid")
+    wait.hover()
+    expect(page.get_by_test_id("tooltip")).to_contain_text("70.0 ms")
+    table = {row[0]: row[3] for row in rows(page)}
+    assert table["Lock:transactionid"] == "70.0 ms"
+    assert next(self for name, self in table.items() if name.startswith(STATEMENT[:40])) == "50.0 ms"
+    add_filter(page, "endpoint", UPLOAD)
+    expect(page.get_by_test_id("total")).to_have_text("100 ms")
+
+
 def test_names_of_frames_are_text_everywhere(show: Open) -> None:
     """A frame named like markup is shown as it is written, in the graph, tooltip, table and breadcrumb."""
     page = show()

@@ -3,6 +3,9 @@
 Lexical rules: postgresql.org documentation, "Lexical Structure", with `standard_conforming_strings`
 on (the default since 9.1, and what psycopg2 writes for: it uses `E'..'` where there is a backslash).
 Every expression here is linear: what arrives may have been made to be slow.
+
+Where it cannot be told any more what is a literal and what is not (`'O'Brien'`, a backslash outside,
+typographic quotes, a lone `*/`), reading ends there: the rest is left out and the statement marked truncated.
 """
 
 from __future__ import annotations
@@ -76,6 +79,8 @@ _SPACED_WORDS = _OPERAND_WORDS | {
 # fmt: on
 _CONSTANTS = frozenset(("null", "true", "false"))
 _OPERATOR_MARKS = frozenset("-+*/<>=~!@#%^&|`?:")
+_STRAY = frozenset("\\\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u00b4")
+"""Quotes that are none to Postgres, and the backslash, which stands in literals alone."""
 _NO_SPACE_BEFORE = frozenset((",", ")", "]", ";", ".", "[", "::"))
 _NO_SPACE_AFTER = frozenset(("(", "[", ".", "::"))
 
@@ -93,6 +98,11 @@ def shape(sql: str) -> Shape:
     """Return the shape of `sql`; never raises, and never shows a part of a literal that was cut."""
     folding = _Folding(sql)
     whole, front, comments = _read(sql, folding)
+    if not whole and folding.doubt >= 0:
+        # With backslashes as escapes, which the server may be set to, a literal would have ended elsewhere.
+        upto, folding = sql[: folding.doubt], _Folding(sql)
+        _read(upto, folding)
+        folding.place(len(sql))
     text = folding.text()
     return Shape(text[:MAX_TEXT], front, comments, not whole or len(text) > MAX_TEXT)
 
@@ -109,18 +119,40 @@ def _read(sql: str, folding: _Folding) -> tuple[bool, str, list[str]]:
             return False, front, comments
         kind, text, start = found.lastgroup, found.group(), at
         at = found.end()
-        if kind == "word":
+        if folding.in_setting() and text != ";" and kind not in ("space", "comment"):
+            at = _behind(sql, found)
+            folding.setting()
+            if not at:
+                return False, front, comments
+        elif _is_doubtful(kind, text):
+            if kind == "operator" and folding.doubt < 0:
+                folding.doubt = folding.comment
+            folding.place(end)
+            return False, front, comments
+        elif kind == "word":
             at = folding.word(text.lower(), at)
         elif kind == "mark":
+            if text == ";" and folding.copies_in():
+                return not sql[at:].strip(), front, comments
             at = folding.mark(text, at)
         elif kind == "operator":
             at -= _signs_behind(text)
             folding.out.append(sql[start:at].replace("%%", "%"))
-        elif kind in ("number", "parameter"):
+        elif kind == "parameter":
+            at = folding.place(at)
+        elif kind == "number":
+            if _runs_on(sql, at):
+                folding.place(end)
+                return False, front, comments
             at = folding.place(at)
         elif kind in _QUOTE_ENDS:
             close = _quote_end(sql, at, _QUOTE_ENDS[kind])
             if kind != "quoted":
+                if kind == "string" and folding.doubt < 0 and "\\'" in sql[at:close]:
+                    folding.doubt = start
+                if _runs_on(sql, close):
+                    folding.place(end)
+                    return False, front, comments
                 at = folding.place(close or end)
             elif close:
                 at = folding.word(sql[start:close], close)
@@ -133,6 +165,7 @@ def _read(sql: str, folding: _Folding) -> tuple[bool, str, list[str]]:
                 return False, front, comments
         elif kind == "comment":
             close = _comment_end(sql, at)
+            folding.comment = start
             body = sql[at : min(close - 2 if close else end, at + MAX_COMMENT)]
             if start == 0:
                 front = body
@@ -142,6 +175,29 @@ def _read(sql: str, folding: _Folding) -> tuple[bool, str, list[str]]:
                 return False, front, comments
             at = close
     return True, front, comments
+
+
+def _is_doubtful(kind: str | None, text: str) -> bool:
+    """Whether a token says that quotes or comments do not stand where they seem to."""
+    if kind == "word":
+        return "$$" in text
+    return "*/" in text or "`" in text if kind == "operator" else kind == "mark" and text in _STRAY
+
+
+def _runs_on(sql: str, at: int) -> bool:
+    """Whether a word follows a literal without a space: one that ended sooner than its writer meant."""
+    return 0 < at < len(sql) and (sql[at].isalnum() or sql[at] == "_")
+
+
+def _behind(sql: str, found: re.Match[str]) -> int:
+    """Return the index behind the token that `found` begins; 0 when it never ends."""
+    kind, at = found.lastgroup, found.end()
+    if kind in _QUOTE_ENDS:
+        return _quote_end(sql, at, _QUOTE_ENDS[kind])
+    if kind == "dollar":
+        close = sql.find(found.group(), at)
+        return close + len(found.group()) if close >= 0 else 0
+    return at
 
 
 def _signs_behind(operator: str) -> int:
@@ -183,6 +239,30 @@ class _Folding:
         self.out: list[str] = []
         self._sql = sql
         self._open: list[tuple[int, bool]] = []
+        self._begin = 0  # of the statement that is being read, in `out`
+        self.doubt = -1  # where what may have ended elsewhere begins: `'\\''`, a comment before a lone `*/`
+        self.comment = -1  # where the last comment begins
+
+    def copies_in(self) -> bool:
+        """Whether this is a `COPY ... FROM STDIN`: what a script has behind it are its rows."""
+        words = self.out[self._begin :]
+        return words[:1] == ["copy"] and "stdin" in words
+
+    def in_setting(self) -> bool:
+        """Whether what comes next is the value of a setting, which needs no quotes: `SET role.x TO value`."""
+        out, begin = self.out, self._begin
+        if len(out) < begin + 3 or out[begin] not in ("set", "alter") or self._open:
+            return False
+        if out[-1] != _PLACE and out[-1] not in ("=", "to"):
+            return False
+        if out[begin] == "set":
+            return "=" in out[begin:] or "to" in out[begin:]
+        return out[begin + 1] in ("role", "user", "database", "system") and "set" in out[begin:]
+
+    def setting(self) -> None:
+        """Take a part of a setting's value: all of them together are one."""
+        if self.out[-1] != _PLACE:
+            self.out.append(_PLACE)
 
     def word(self, text: str, at: int) -> int:
         """Take a word or a quoted identifier; return where reading goes on."""
@@ -219,6 +299,8 @@ class _Folding:
                 del out[start:]
                 return self._row(row, at)
         out.append(text)
+        if text == ";" and not self._open:
+            self._begin = len(out)
         return at
 
     def place(self, at: int) -> int:

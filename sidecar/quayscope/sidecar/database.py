@@ -15,12 +15,14 @@ from quayscope.profile import Profile
 from quayscope.sidecar import doctor
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.measurements import Reading
-from quayscope.sidecar.native.sampler import NativeSampler
+from quayscope.sidecar.native import report
+from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.postgres.active import PolledSessions
 from quayscope.sidecar.postgres.activity import Activity, Listener, Poll
 from quayscope.sidecar.postgres.cpu import ActivityCpu
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.oids import OidNames
+from quayscope.sidecar.postgres.sampling import PostgresSampling
 from quayscope.sidecar.postgres.sessions import Sessions
 from quayscope.sidecar.postgres.statistics import ServerStatistics
 from quayscope.sidecar.postgres.waits import Waits
@@ -49,7 +51,10 @@ class DatabaseOptions:
 
 
 class Database:
-    """Watches one server. `tick` is to be called each second; it never raises for what the server does."""
+    """Watches one server. `tick` is to be called each second; it never raises for what the server does.
+
+    Without a `sampler` to share it has one of its own.
+    """
 
     def __init__(
         self,
@@ -57,23 +62,25 @@ class Database:
         capabilities: Capabilities,
         profiles: Callable[[list[Profile]], None],
         readings: Callable[[list[Reading]], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self._options = options
+        self._owns_perf = sampler is None
+        self._perf = sampler or Sampler(profiles, hz=options.hz, window_s=options.window_s)
         self._capabilities = capabilities
         self.server: Postmaster | None = None
         self._pids: BackendPids | None = None
         self._directory = ""
-        self._sampler: NativeSampler | None = None
+        self._sampler: PostgresSampling | None = None
         self._memory: BackendMemory | None = None
         self._past = Counter[str]()
-        self._perf = self._windows("perf", profiles, SECOND_NS // options.hz)
         self._seen = self._windows("activity", profiles, 0)
         self._swept = self._windows("sessions", profiles, 0)
         self._readings = readings
         self._names = OidNames()
         self._sessions: Sessions | None = None
         self._cpu = ActivityCpu(self._seen, options.service)
-        self._statistics = ServerStatistics(readings)
+        self._statistics = ServerStatistics(readings, capabilities)
         self._activity: Activity | None = None
         if options.dsn:
             polled: list[Listener] = [Waits(self._seen, options.service), PolledSessions(readings)]
@@ -98,6 +105,8 @@ class Database:
 
     def start(self) -> None:
         """Look for the server and begin with what is permitted."""
+        if self._owns_perf:
+            self._perf.start()
         if self._activity is not None:
             self._activity.start()
             self._activity.wait_tried(_CONNECT_PATIENCE_S)
@@ -113,6 +122,8 @@ class Database:
         for name, count in self._current().items():
             counts[name] += count
         counts["faults"] += self._activity.faults if self._activity is not None else 0
+        if self._owns_perf:
+            counts.update(self._perf.counts())
         return counts
 
     def _current(self) -> dict[str, int]:
@@ -122,7 +133,6 @@ class Database:
             **swept,
             "statements_torn": memory.torn if memory is not None else 0,
             "statements_invalid": memory.invalid if memory is not None else 0,
-            "samples_throttled": sampler.throttled if sampler is not None else 0,
             "faults": (sampler.faults if sampler is not None else 0)
             + (sessions.faults if sessions is not None else 0),
         }
@@ -138,8 +148,8 @@ class Database:
         elif self._sampler is not None:
             self._note_refused(self._sampler)
         now_ns = time.time_ns()
-        if self._sampler is not None:
-            self._sampler.flush(now_ns)
+        if self._owns_perf:
+            self._perf.flush(now_ns)
         self._seen.flush(now_ns - SECOND_NS // 2)
         self._swept.flush(now_ns - SECOND_NS // 2)
 
@@ -148,6 +158,8 @@ class Database:
         if self._activity is not None:
             self._activity.close(_STOP_PATIENCE_S)
         self._stop_sampling()
+        if self._owns_perf:
+            self._perf.close(_STOP_PATIENCE_S)
         self._seen.flush()
         self._swept.flush()
 
@@ -180,7 +192,7 @@ class Database:
         for capability in (user, kernel, readable):
             self._capabilities.note(capability)
         if user.permitted or kernel.permitted:
-            self._start_sampler(server, self._memory or self._activity, user, kernel)
+            self._start_sampler(server, self._memory or self._activity, user)
         self._sweep(server)
         # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
         self._cpu.enabled = self._sampler is None
@@ -200,16 +212,15 @@ class Database:
         self._sessions = sessions
 
     def _start_sampler(
-        self, server: Postmaster, statements: StatementSource | None, user: Capability, kernel: Capability
+        self, server: Postmaster, statements: StatementSource | None, user: Capability
     ) -> None:
         try:
-            sampler = NativeSampler(
+            sampler = PostgresSampling(
+                self._perf,
                 server,
                 statements,
-                self._perf,
                 service=self._options.service,
-                hz=self._options.hz,
-                kernel=kernel.permitted,
+                labels=self._options.labels,
             )
         except OSError as error:
             log.warning("perf events failed", extra={"error": error.strerror or str(error)})
@@ -221,12 +232,14 @@ class Database:
                 )
             )
             return
-        sampler.start()
         self._capabilities.note(doctor.priority(sampler.realtime))
         self._sampler = sampler
 
-    def _note_refused(self, sampler: NativeSampler) -> None:
+    def _note_refused(self, sampler: PostgresSampling) -> None:
         self._capabilities.note(doctor.coverage(sampler.alive, list(sampler.refused.values())))
+        if self._owns_perf:
+            for capability in report.capabilities(self._perf.targets):
+                self._capabilities.note(capability)
 
     def _stop_sampling(self) -> None:
         if self._sampler is not None:

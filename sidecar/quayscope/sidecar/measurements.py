@@ -14,13 +14,17 @@ Kind = Literal["cumulative", "delta", "gauge"]
 
 
 class Reading(NamedTuple):
-    """One number: a `cumulative` or `delta` sum, or a `gauge`; `unit` in UCUM ("s", "1")."""
+    """One number: a `cumulative` or `delta` sum, or a `gauge`; `unit` in UCUM ("s", "1").
+
+    `start_ns` is when a cumulative sum began, 0: with its meter.
+    """
 
     name: str
     kind: Kind
     value: int | float
     unit: str
     attributes: Mapping[str, str]
+    start_ns: int = 0
 
 
 class Meter:
@@ -39,10 +43,15 @@ class Meter:
         """Send readings taken now."""
         now = time.time_ns()
         metrics = []
-        for name in dict.fromkeys(reading.name for reading in readings):
-            held = [reading for reading in readings if reading.name == name]
+        by_name: dict[str, list[Reading]] = {}
+        for reading in readings:
+            by_name.setdefault(reading.name, []).append(reading)
+        for name, held in by_name.items():
             start = self._deltas.get(name, self._start_ns) if held[0].kind == "delta" else self._start_ns
-            points = tuple(NumberPoint(reading.value, now, start, reading.attributes) for reading in held)
+            points = tuple(
+                NumberPoint(reading.value, now, reading.start_ns or start, reading.attributes)
+                for reading in held
+            )
             metrics.append(Metric(name, held[0].unit, held[0].kind, points))
             if held[0].kind == "delta":
                 self._deltas[name] = now

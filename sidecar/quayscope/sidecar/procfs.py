@@ -15,20 +15,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["TICK_NS", "Stat", "children", "command_line", "cpu_ns", "descendants", "name", "pids", "stat"]
+__all__ = [
+    "TICK_NS",
+    "Stat",
+    "arguments",
+    "children",
+    "command_line",
+    "cpu_clock",
+    "cpu_ns",
+    "descendants",
+    "name",
+    "pids",
+    "stat",
+]
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 """Nanoseconds in a clock tick, the unit of times in /proc/PID/stat."""
 _CPUCLOCK_SCHED = 2
 _OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MAX_DESCENDANTS = 65_536
+_MAX_ARGUMENTS = 32_768
 
 
 class Stat(NamedTuple):
     """What /proc/PID/stat says.
 
     `cpu_ns` is user + system, `reaped_ns` that of children already waited for; `start_ticks` is in clock
-    ticks since boot and tells a process from a later one under the same pid.
+    ticks since boot and tells a process from a later one under the same pid; `reaped_faults` are the page
+    faults of the children waited for: it grows with each of them.
     """
 
     name: str
@@ -37,6 +51,8 @@ class Stat(NamedTuple):
     cpu_ns: int
     reaped_ns: int
     start_ticks: int
+    threads: int = 1
+    reaped_faults: int = 0
 
 
 def _read(path: str) -> bytes | None:
@@ -74,6 +90,8 @@ def stat(pid: int) -> Stat | None:
             cpu_ns=(user + system) * TICK_NS,
             reaped_ns=(reaped_user + reaped_system) * TICK_NS,
             start_ticks=int(fields[19]),
+            threads=int(fields[17]),
+            reaped_faults=int(fields[8]),
         )
     except (ValueError, IndexError):
         return None
@@ -88,6 +106,18 @@ def command_line(pid: int) -> str:
     """Return the arguments joined by spaces; a program that rewrites its title shows the title."""
     raw = _read(f"/proc/{pid}/cmdline") or b""
     return raw.replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def arguments(pid: int) -> list[str]:
+    """Return the arguments one by one, of the first 32 kB; a program that rewrote its title has one: that."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(_MAX_ARGUMENTS)
+    except OSError as error:
+        if error.errno in _OUR_TROUBLE:
+            raise
+        return []
+    return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0")] if raw else []
 
 
 def children(pid: int) -> list[int]:
@@ -127,6 +157,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def cpu_clock(pid: int) -> int:
+    """Return the id of the process's CPU clock, for clock_gettime(2)."""
+    return (~pid << 3) | _CPUCLOCK_SCHED
+
+
 def cpu_ns(pid: int) -> int | None:
     """Return the CPU time of all threads of the process, ended ones too; None when it is gone.
 
@@ -134,6 +169,6 @@ def cpu_ns(pid: int) -> int | None:
     any process, one system call. A zombie's clock is unreadable, like that of a process that is gone.
     """
     try:
-        return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)
+        return time.clock_gettime_ns(cpu_clock(pid))
     except OSError:
         return None

@@ -10,6 +10,7 @@ import pytest
 
 from integration.collector.running_collector import SECOND, RunningCollector, cpu_profile
 from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, Profile
+from quayscope.relay.otlp import Metric, NumberPoint, metric_request
 
 CPU = "process_cpu"
 ALL = 70_000_015
@@ -284,3 +285,73 @@ def test_queries_answer_during_ingest(stored: RunningCollector) -> None:
     assert not failures
     assert len(pushed) == 60
     assert stored.get("flamegraph", type=CPU, match="service_name=busy")["total"] == sum(pushed)
+
+
+def test_an_endpoint_through_all_tiers(shared: RunningCollector) -> None:
+    """A worker's CPU and waits, and below the statement the database's own, of this endpoint alone."""
+    where = Attributes(endpoint="GET /stitched", run="r9")
+    sql, view = Frame("select s", kind="sql"), Frame("view", "app.py", 7, "python")
+    root = Frame("quay-database", kind="root")
+
+    def push(kind: Any, labels: dict[str, str], stacks: dict[tuple[Frame, ...], int], number: str) -> None:
+        base = cpu_profile(0, **labels)
+        profile = Profile(kind, base.labels, base.start_ns, base.duration_ns)
+        for stack, value in stacks.items():
+            profile.add(stack, where, (1, value))
+            profile.add(stack, where._replace(endpoint="GET /other"), (1, 10 * value))
+        shared.push(profile, number)
+
+    database = {"service_name": "quay-database", "role": "client backend"}
+    push(PROCESS_CPU, {}, {(view,): 500}, "s1")
+    push(BLOCK, {}, {(view, sql): 2_000}, "s2")
+    push(
+        PROCESS_CPU,
+        {**database, "sampler": "perf"},
+        {(root, sql, Frame("ExecScan", kind="native")): 700},
+        "s3",
+    )
+    push(PROCESS_CPU, {**database, "sampler": "activity"}, {(root, sql): 9_000}, "s4")
+    push(BLOCK, {**database, "sampler": "activity"}, {(root, sql, Frame("IO:Read", kind="wait")): 300}, "s5")
+    answer = shared.get("stitch", match=["endpoint=GET /stitched", "run=r9"])
+    assert (answer["cpu"], answer["stalled"], answer["total"]) == (500, 2_000, 2_500)
+    assert answer["tiers"]["database_cpu"]["samplers"] == ["perf"]
+    assert answer["statements"] == [
+        {"statement": "select s", "stalled": 2_000, "cpu": 700, "waiting": 300, "shown": 1_000}
+    ]
+    (first,) = answer["root"]["children"]
+    assert answer["root"]["name"] == "GET /stitched"
+    assert (first["name"], first["value"], first["self"]) == ("view", 2_500, 500)
+    (statement,) = first["children"]
+    assert (statement["value"], statement["self"]) == (2_000, 1_000)
+    assert [(child["name"], child["value"]) for child in statement["children"]] == [
+        ("ExecScan", 700),
+        ("IO:Read", 300),
+    ]
+    assert shared.request("GET", "/api/v1/stitch?match=run=r9")[0] == 400
+
+
+def test_counters_grow_by_what_they_counted(shared: RunningCollector) -> None:
+    """Growth starts at the last point before the range, or anew with a counter; gauges have none."""
+    now = int(time.time()) - 100
+
+    def push(name: str, kind: str, points: dict[int, float], **attributes: str) -> None:
+        for second, value in points.items():
+            at = (now + second) * SECOND
+            body = metric_request({}, [Metric(name, "1", kind, (NumberPoint(value, at, at, attributes),))])
+            assert shared.post("/v1/metrics", body, "application/x-protobuf")[0] == 200
+
+    push("grow.scans", "cumulative", {0: 5, 10: 9, 20: 12, 30: 2, 40: 4}, table="a")
+    push("grow.scans", "cumulative", {20: 7, 30: 8}, table="new")
+    push("grow.scans", "cumulative", {0: 7, 10: 7, 40: 7}, table="still")
+    push("grow.reads", "delta", {5: 100, 15: 1, 25: 2}, table="a")
+    push("grow.size", "gauge", {5: 1, 15: 2}, table="a")
+    rows = shared.get("deltas", name="grow.*", from_=now + 15, to=now + 41)["rows"]
+    assert [(row["name"], row["table"], row["value"]) for row in rows] == [
+        ("grow.reads", "a", 3),
+        ("grow.scans", "a", 3 + 2 + 2),
+        ("grow.scans", "new", 1),
+    ]
+    assert shared.get("deltas", name="grow.scans", from_=now + 15, to=now + 41, match="table=new")[
+        "rows"
+    ] == [rows[2]]
+    assert shared.request("GET", "/api/v1/deltas")[0] == 400

@@ -147,6 +147,7 @@ def binaries() -> Iterator[dict[str, Path]]:
                     ignore=shutil.ignore_patterns("*.a", "pkgconfig", "pgxs"),
                 )
             found[version] = root / "package" / version
+        found["15"] = Path("/usr/lib/postgresql/15")  # Debian's, with contrib: it may stay where it is
         yield found
 
 
@@ -357,7 +358,8 @@ def run_sidecar(
         ready = directory / "ready"
         python = plain_python.executable if plain else sys.executable
         command = [python, "-m", "quayscope.cli.main", "sidecar", "--socket", str(directory / "socket")]
-        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1", *arguments]
+        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1"]
+        command += ["--otlp-listen", "off", "--push-listen", "off", *arguments]
         if refuse:
             launcher = str(shutil.copy(checkout / "tests" / "refuse_syscalls.py", directory))
             command = [python, launcher, *refuse, "--", *command]

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from quayscope.profile import Frame
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps, read_maps
-from quayscope.sidecar.native.symbols import KernelSymbols, Objects, Symbols
+from quayscope.sidecar.native.objects import Objects, open_regular
+from quayscope.sidecar.native.symbols import Named, Symbols
+from quayscope.sidecar.native.symtab import Function
 
 
 def _load(path: Path) -> Elf:
@@ -23,6 +27,11 @@ def _load(path: Path) -> Elf:
         return Elf(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _functions(elf: Elf) -> list[Function]:
+    found = (elf.functions.at(address, address) for address in elf.functions.addresses)
+    return [function for function in found if function is not None]
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +57,21 @@ def test_names_live_addresses(function: str) -> None:
     address = _address_of(function)
     mapping = space.find(address)
     assert mapping is not None
-    native = Symbols(Objects()).frame(space, mapping, address)
+    named = Symbols(Objects()).frames(space, address)
+    (frame,) = named.frames
     # Aliases share an address: __getpid is getpid.
-    assert function in native.frame.function
-    assert native.frame.file == mapping.path
-    assert native.frame.kind == "native"
+    assert function in frame.function
+    assert frame.file == mapping.path
+    assert frame.kind == "native"
+    assert named.known
 
 
 def test_static_functions_get_a_stable_name(libc: Path) -> None:
     """An address without a symbol is named by the start of its function, the same for all of it."""
     elf = _load(libc)
-    unnamed = [start for start in elf._starts if (found := elf.function_at(start)) and not found.name]
+    unnamed = [
+        start for start in elf.starts.addresses if (found := elf.function_at(start)) and not found.name
+    ]
     if not unnamed:
         pytest.fail(f"every function of {libc} has a symbol")
     start = unnamed[len(unnamed) // 2]
@@ -124,11 +137,53 @@ def test_objects_are_parsed_once(libc: Path, tmp_path: Path) -> None:
     assert objects.of(os.getpid(), "/does/not/exist") is None
 
 
+def test_sections_are_found_and_read_after_closing(libc: Path) -> None:
+    """A section's place and bytes are those of the file, the descriptor it was opened from closed or not."""
+    elf = _load(libc)
+    extent = elf.section(".eh_frame_hdr")
+    assert extent is not None
+    address, offset, size = extent
+    assert elf.read(offset, size) == elf.content(".eh_frame_hdr") == libc.read_bytes()[offset : offset + size]
+    assert elf.address_of(offset) == address
+    assert elf.offset_of(address) == offset
+    assert elf.section(".no_such_section") is None
+    assert elf.section(".bss") is None, "it has no bytes in the file"
+    assert elf.machine in (62, 183)
+    assert len(elf.build_id) == 40
+    with pytest.raises(MalformedElf):
+        elf.read(elf.size - 1, 2)
+
+
+def test_descriptors_are_bounded(libc: Path, tmp_path: Path) -> None:
+    """Past 128 objects the least lately used is let go, and its descriptor with it."""
+    objects = Objects()
+    whole = libc.read_bytes()
+    at = whole.index(bytes.fromhex(_load(libc).build_id))
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    for number in range(140):
+        path = tmp_path / str(number)
+        path.write_bytes(whole[:at] + number.to_bytes(20, "big") + whole[at + 20 :])
+        assert objects.of(os.getpid(), str(path)) is not None
+        path.unlink()
+    assert len(objects.held()) == 128
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before + 128
+
+
+def test_the_vdso_is_an_object() -> None:
+    """The kernel's own code in each process has names, though it is no file."""
+    elf = Objects().of(os.getpid(), "[vdso]")
+    assert elf is not None
+    assert any(elf.functions.name(f) == "__vdso_gettimeofday" for f in _functions(elf)) or elf.machine == 183
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """A mapped path that turns out to be a fifo is passed over at once."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     assert Objects().of(os.getpid(), str(fifo)) is None
+    assert Objects().of(os.getpid(), "/dev/null") is None
+    with pytest.raises(OSError, match="Exec format"):
+        open_regular(str(fifo))
 
 
 def test_maps_of_this_process() -> None:
@@ -164,9 +219,10 @@ def anonymous() -> AddressSpace:
 def test_code_without_a_file(anonymous: AddressSpace) -> None:
     """Generated code is one frame, not one a call."""
     symbols = Symbols(Objects())
-    first, second = anonymous.mappings
-    assert symbols.frame(anonymous, first, 0x1234).frame.function == "[anonymous]"
-    assert symbols.frame(anonymous, second, 0x3456).frame.function == "[vdso]"
+    assert symbols.frames(anonymous, 0x1234) == Named((Frame("[anonymous]"),), False, False)
+    assert symbols.frames(anonymous, 0x1235) == symbols.frames(anonymous, 0x1234)
+    assert symbols.frames(anonymous, 0x5000) == Named((Frame("[unmapped]"),), False, False)
+    assert symbols.unnamed == 4
 
 
 def test_kernel_names(tmp_path: Path) -> None:

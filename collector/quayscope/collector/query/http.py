@@ -14,12 +14,13 @@ from quayscope.collector.counters import Counters
 from quayscope.collector.errors import BadRequest, CollectorError, SamplersMixed
 from quayscope.collector.query import catalogue
 from quayscope.collector.query.breakdown import breakdown, read_dimensions
-from quayscope.collector.query.metrics import metrics, one_metric
+from quayscope.collector.query.metrics import deltas, metrics, one_metric
 from quayscope.collector.query.request import read_column, read_count, read_matchers, read_range
 from quayscope.collector.query.select import losses, present_series, samplers_of, select, sums_by_node
 from quayscope.collector.query.spans import newest_spans, spans_of_trace
+from quayscope.collector.query.tiers import all_tiers
 from quayscope.collector.query.top import top_rows
-from quayscope.collector.query.tree import dump_tree, flame_tree, merge
+from quayscope.collector.query.tree import dump_tree, flame_tree, fold, merge
 from quayscope.collector.store import Store
 from quayscope.profile import KINDS
 
@@ -106,6 +107,15 @@ def query_blueprint(
         head = answer.get_data(as_text=True).rstrip()
         return Response(f'{head[:-1]}, "root": {dump_tree(root)}}}', mimetype="application/json")
 
+    @paths.get("/stitch")
+    def stitched() -> Response:
+        query = request.args
+        max_nodes = read_count(query, "max_nodes", _MAX_NODES, _MOST_NODES)
+        answer = all_tiers(store, read_matchers(query), read_range(query))
+        root, pruned = fold(answer.pop("root"), max_nodes)
+        head = jsonify(**answer, pruned=pruned).get_data(as_text=True).rstrip()
+        return Response(f'{head[:-1]}, "root": {dump_tree(root)}}}', mimetype="application/json")
+
     @paths.get("/top")
     def top() -> Response:
         query = request.args
@@ -149,5 +159,13 @@ def query_blueprint(
         if name.endswith("*"):
             return jsonify(metrics=metrics(store, name, matchers, time_range))
         return jsonify(one_metric(store, name, matchers, time_range))
+
+    @paths.get("/deltas")
+    def growth() -> Response:
+        query = request.args
+        name = query.get("name", "")
+        if not name:
+            raise BadRequest("name is missing", next_step="name=postgresql.table.* is what tables counted")
+        return jsonify(rows=deltas(store, name, read_matchers(query), read_range(query)))
 
     return paths

@@ -12,7 +12,7 @@ from quayscope.collector.query.request import Matcher, TimeRange
 from quayscope.collector.query.select import fetch, number_list
 from quayscope.collector.store import Store
 
-__all__ = ["MAX_EXEMPLARS", "MAX_POINTS", "metrics", "one_metric"]
+__all__ = ["MAX_EXEMPLARS", "MAX_POINTS", "deltas", "metrics", "one_metric"]
 
 MAX_POINTS = 200_000
 """Points of one answer; more are refused, since a cut series would look like one that ended."""
@@ -20,6 +20,9 @@ MAX_EXEMPLARS = 10_000
 """Exemplars of one answer, the newest; how many of a series are left out is said."""
 
 _NS = 1e9
+_LOOK_BACK_NS = 90 * 10**9
+"""How long before a range its first point may lie: a counter that stands still is sent once a minute."""
+_SUMS = ("cumulative sum", "delta sum")
 
 
 def one_metric(store: Store, name: str, matchers: Sequence[Matcher], time_range: TimeRange) -> dict[str, Any]:
@@ -79,6 +82,38 @@ def metrics(
             {"attributes": one.attributes, "points": points.get(number, []), **exemplars.get(number, {})}
         )
     return sorted(answer.values(), key=lambda metric: str(metric["name"]))
+
+
+def deltas(
+    store: Store, pattern: str, matchers: Sequence[Matcher], time_range: TimeRange
+) -> list[dict[str, Any]]:
+    """Return by how much each counter of that name (or prefix) grew in the range, by falling growth.
+
+    A series' growth is the sum of its steps: a step down is a counter that began anew, and counts as what it
+    reads. The last point before the range is where it starts; a series that has none starts at its first.
+    Gauges and histograms are left out. Raises `BadRequest` for too many points.
+    """
+    earlier = TimeRange(max(0, time_range.start_ns - _LOOK_BACK_NS), time_range.end_ns)
+    rows = []
+    for metric in metrics(store, pattern, matchers, earlier):
+        for series in metric["series"] if metric["kind"] in _SUMS else ():
+            grown = _growth(series["points"], time_range.start_ns / _NS, of_deltas=metric["kind"] == _SUMS[1])
+            if grown:
+                rows.append(
+                    {"name": metric["name"], "unit": metric["unit"], **series["attributes"], "value": grown}
+                )
+    return sorted(rows, key=lambda row: (row["name"], -row["value"]))
+
+
+def _growth(points: Sequence[Sequence[float]], start_s: float, *, of_deltas: bool) -> float:
+    if of_deltas:
+        return sum(value for at, value in points if at >= start_s)
+    grown, before = 0.0, None
+    for at, value in points:
+        if before is not None and at >= start_s:
+            grown += value - before if value >= before else value
+        before = value
+    return grown
 
 
 def _exemplars(store: Store, chosen: Sequence[int], time_range: TimeRange) -> dict[int, dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from quayscope.collector.query.select import Sums
 from quayscope.collector.store.tries import Tries
 
-__all__ = ["Calls", "FlameNode", "dump_tree", "flame_tree", "merge", "sum_by"]
+__all__ = ["Calls", "FlameNode", "dump_tree", "flame_tree", "fold", "merge", "sum_by"]
 
 Int64 = npt.NDArray[np.int64]
 FlameNode = dict[str, Any]
@@ -120,6 +120,26 @@ def flame_tree(tries: Tries, calls: Calls, max_nodes: int) -> tuple[FlameNode, i
     for node in nodes:
         node["children"].sort(key=lambda child: (-child["value"], child["name"]))
     return nodes[0], len(folded)
+
+
+def fold(root: FlameNode, max_nodes: int) -> tuple[FlameNode, int]:
+    """Return a tree of its `max_nodes` largest nodes, the rest folded as `flame_tree` does, and how many."""
+    nodes = [root]
+    for node in nodes:
+        nodes.extend(node["children"])
+    if len(nodes) <= max_nodes:
+        return root, 0
+    # In this order a parent stands before its children, and before them among equals.
+    order = sorted(range(len(nodes)), key=lambda place: -nodes[place]["value"])
+    kept = {id(nodes[place]) for place in order[:max_nodes]}
+    for node in nodes:
+        if id(node) in kept:
+            stay = [child for child in node["children"] if id(child) in kept]
+            value = sum(child["value"] for child in node["children"] if id(child) not in kept)
+            if value:
+                stay.append(_node("(other)", "root", "", 0, value, value))
+            node["children"] = sorted(stay, key=lambda child: (-child["value"], child["name"]))
+    return root, len(nodes) - max_nodes
 
 
 def _node(name: str, kind: str, file: str, line: int, value: int, own: int) -> FlameNode:

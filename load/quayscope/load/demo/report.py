@@ -251,7 +251,9 @@ def _waits(collector: CollectorClient, service: str) -> list[dict[str, Any]]:
 def _counters(collector: CollectorClient) -> dict[str, float]:
     """Return how much each of our own counters and the tiers' grew within the range."""
     grown: dict[str, float] = defaultdict(float)
-    for pattern in ("quayscope.*", "process.cpu.time", "postgresql.*"):
+    # By part: resources are quayscope.* too, and more points than the collector answers with at once.
+    ours = (f"quayscope.{part}.*" for part in ("agent", "relay", "uplink"))
+    for pattern in (*ours, "process.cpu.time", "postgresql.*"):
         for metric in collector.metrics(pattern):
             for series in metric["series"]:
                 points = [value for _, value in series["points"] if isinstance(value, int | float)]

@@ -13,8 +13,11 @@ from quayscope.sidecar.native.maps import AddressSpace
 __all__ = ["End", "RawSample", "Unwinder", "Unwound"]
 
 End = Literal["root", "dump", "unmapped", "rules", "memory", "limit"]
-"""Why a stack ends: at its root; where the stack dump ends; at an address that no mapping holds; where its code
-has no rules; at a word that cannot be (a loop, an unaligned or sinking stack pointer); at the most frames."""
+"""Why a stack ends.
+
+At its root; where the stack dump ends; at an address that no mapping holds; where its code has no rules; at a
+word that cannot be (a loop, an unaligned or sinking stack pointer); at the most frames.
+"""
 
 
 class RawSample(NamedTuple):

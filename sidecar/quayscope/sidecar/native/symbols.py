@@ -1,163 +1,168 @@
-"""Names for addresses: of mapped files, read through the process they are mapped in, and of the kernel."""
+"""Names for addresses of user code: the frames that an address of a process stands for."""
 
 from __future__ import annotations
 
-import bisect
-import contextlib
-import logging
-import os
-import stat
 from collections import OrderedDict
-from pathlib import Path
-from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from quayscope.profile import Frame
-from quayscope.sidecar.errors import MalformedElf
+from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
+from quayscope.sidecar.native.names import Named, ObjectNames
+from quayscope.sidecar.native.objects import Objects
 
-__all__ = ["KernelSymbols", "NativeFrame", "Objects", "Symbols"]
+__all__ = ["Named", "Symbols"]
 
-log = logging.getLogger(__name__)
-
-_MAX_OBJECTS = 256
-_MAX_FRAMES = 200_000
-_ROOTS = frozenset(
-    {"_start", "main", "__libc_start_main", "__libc_start_call_main", "__libc_start_main_impl"}
-)
-
-
-class NativeFrame(NamedTuple):
-    """A frame, and whether a stack that ends in it reached its root."""
-
-    frame: Frame
-    is_root: bool
-
-
-class Objects:
-    """Parsed ELF objects, cached by device, inode and time of change: the file, whatever its name here."""
-
-    def __init__(self) -> None:
-        self._held: OrderedDict[tuple[int, int, int], Elf | None] = OrderedDict()
-        self.malformed = 0
-
-    def of(self, pid: int, path: str) -> Elf | None:
-        """Return the object that process `pid` knows as `path`; None when it is unreadable or malformed."""
-        for candidate in self._candidates(pid, path):
-            with contextlib.suppress(OSError):
-                return self._open(candidate)
-        return None
-
-    @staticmethod
-    def _candidates(pid: int, path: str) -> list[str]:
-        # /proc/PID/exe and /proc/PID/root reach into the process's own mounts, and past a package upgrade
-        # that replaced the file.
-        candidates = []
-        with contextlib.suppress(OSError):
-            if str(Path(f"/proc/{pid}/exe").readlink()) == path:
-                candidates.append(f"/proc/{pid}/exe")
-        if path.startswith("/") and not path.endswith(" (deleted)"):
-            candidates += [f"/proc/{pid}/root{path}", path]
-        return candidates
-
-    def _open(self, path: str) -> Elf | None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            facts = os.fstat(descriptor)
-            key = (facts.st_dev, facts.st_ino, facts.st_mtime_ns)
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-            elf: Elf | None = None
-            try:
-                if stat.S_ISREG(facts.st_mode):
-                    elf = Elf(descriptor)
-            except MalformedElf as error:
-                self.malformed += 1
-                log.warning("object not readable", extra={"path": path, "error": str(error)})
-            self._held[key] = elf
-            if len(self._held) > _MAX_OBJECTS:
-                self._held.popitem(last=False)
-            return elf
-        finally:
-            os.close(descriptor)
+_MAX_ADDRESSES = 60_000
+_MAX_OBJECTS = 128
+_MAX_TABLES = 24 << 20
+"""Tables of names held of all objects together, in bytes; the least lately used are read again."""
+_UNMAPPED = Named((Frame("[unmapped]"),), False, False)
 
 
 class Symbols:
-    """Frames for user addresses, remembered by file and offset."""
+    """Frames for user addresses. Holds at most 60,000 addresses and 24 MB of tables.
 
-    def __init__(self, objects: Objects) -> None:
+    With `debuginfod` what has no debug file here gets the fetched one's names once it has come; with
+    `inlines` an address gets its inlined calls once they are known. Both are started and closed by who made
+    them. `unnamed` counts look-ups that found no name (of what is remembered, the first), `malformed` tables
+    and look-ups that contradicted themselves, beside the objects' own count. All but the counters belongs to
+    one thread.
+    """
+
+    def __init__(
+        self, objects: Objects, debuginfod: Debuginfod | None = None, inlines: Inlines | None = None
+    ) -> None:
         self._objects = objects
-        self._frames: dict[tuple[str, int], NativeFrame] = {}
+        self._debuginfod = debuginfod
+        self._inlines = inlines
+        self._files_taken = self._calls_taken = 0
+        self._spaces: WeakKeyDictionary[AddressSpace, dict[Mapping, ObjectNames]] = WeakKeyDictionary()
+        self._names: OrderedDict[Elf, ObjectNames] = OrderedDict()
+        self._unreadable: dict[str, ObjectNames] = {}
+        self._held = 0
+        self.unnamed = 0
+        self._malformed = 0
 
-    def frame(self, space: AddressSpace, mapping: Mapping, address: int) -> NativeFrame:
-        """Return the frame of an address that `mapping` of `space` holds."""
+    @property
+    def malformed(self) -> int:
+        """How many files, tables and look-ups were broken."""
+        return self._malformed + self._objects.malformed
+
+    def frames(self, space: AddressSpace, address: int) -> Named:
+        """Return what an address of `space` stands for; never raises for what is found there."""
+        self.refresh()
+        mapping = space.find(address)
+        if mapping is None:
+            self.unnamed += 1
+            return _UNMAPPED
+        known = self._spaces.get(space)
+        if known is None:
+            known = self._spaces[space] = {}
+        names = known.get(mapping)
+        if names is None:
+            names = known[mapping] = self._names_of(space.pid, mapping.path)
         offset = address - mapping.start + mapping.offset
-        key = (mapping.path, offset)
-        found = self._frames.get(key)
+        found = names.held.get(offset)
         if found is None:
-            if len(self._frames) >= _MAX_FRAMES:
-                self._frames.clear()
-            found = self._frames[key] = self._resolve(space, mapping, offset)
+            found = self._resolve(names, offset)
         return found
+
+    def refresh(self) -> bool:
+        """Take in what came since the last look-up; returns whether it changes earlier answers.
+
+        Whoever remembers answers asks this before using them; `frames` does it by itself.
+        """
+        changed = False
+        if self._debuginfod is not None and self._debuginfod.generation != self._files_taken:
+            changed |= self._take_files(self._debuginfod)
+        if self._inlines is not None and self._inlines.generation != self._calls_taken:
+            changed |= self._take_calls(self._inlines)
+        return changed
 
     def forget(self) -> None:
         """Drop all names: the files behind the paths may be others now (a new server)."""
-        self._frames.clear()
+        self._spaces.clear()
+        self._names.clear()
+        self._unreadable.clear()
+        self._held = 0
 
-    def _resolve(self, space: AddressSpace, mapping: Mapping, offset: int) -> NativeFrame:
-        short = Path(mapping.path.removesuffix(" (deleted)")).name or "[anonymous]"
-        elf = self._objects.of(space.pid, mapping.path) if mapping.path.startswith("/") else None
+    def _take_files(self, debuginfod: Debuginfod) -> bool:
+        changed = False
+        self._files_taken = debuginfod.generation
+        arrived = set(debuginfod.arrived())
+        for names in self._names.values():
+            if names.elf is not None and names.elf.build_id in arrived:
+                self._held -= len(names.held)
+                names.held.clear()
+                names.forget()
+                changed = True
+        return changed
+
+    def _take_calls(self, inlines: Inlines) -> bool:
+        changed = False
+        self._calls_taken = inlines.generation
+        for elf, address, inlined in inlines.answers():
+            names, offset = self._names.get(elf), elf.offset_of(address)
+            held = None if names is None or offset is None else names.held.get(offset)
+            # Asked twice, it is answered twice.
+            if names and offset is not None and held and held.known and len(held.frames) == 1:
+                names.held[offset] = names.with_inlined(held, inlined)
+                changed = True
+        return changed
+
+    def _names_of(self, pid: int, path: str) -> ObjectNames:
+        elf = self._objects.of(pid, path)
         if elf is None:
-            # Generated code and unreadable files have no names; one frame each keeps profiles bounded.
-            return NativeFrame(Frame(short, file=mapping.path), False)
-        address = elf.address_of(offset)
-        function = None if address is None else elf.function_at(address)
-        if function is None:
-            return NativeFrame(Frame(short, file=mapping.path), False)
-        entry = function.address <= elf.entry < function.address + max(function.size, 1)
-        name = function.name or ("_start" if entry else f"{short}+{function.address:#x}")
-        return NativeFrame(Frame(name, file=mapping.path), name in _ROOTS)
+            if len(self._unreadable) >= _MAX_OBJECTS:
+                self._unreadable.clear()
+            return self._unreadable.setdefault(path, ObjectNames(pid, path, None))
+        names = self._names.get(elf)
+        if names is None:
+            names = self._names[elf] = ObjectNames(pid, path, elf, self._debuginfod)
+            if len(self._names) > _MAX_OBJECTS:
+                # Whoever still maps it keeps its names; a new space finds them anew.
+                self._names.popitem(last=False)
+        names.pid = pid
+        return names
 
-
-class KernelSymbols:
-    """Frames for kernel addresses from /proc/kallsyms, where it shows addresses (kptr_restrict)."""
-
-    UNNAMED = Frame("[kernel]", kind="kernel")
-    """One frame for all where there are no names: a bare address would tell the kernel's layout."""
-
-    def __init__(self, path: str = "/proc/kallsyms") -> None:
-        self._path = path
-        self._addresses: list[int] | None = None
-        self._names: list[str] = []
-        self._frames: dict[int, Frame] = {}
-
-    def frame(self, address: int) -> Frame:
-        """Return the frame of a kernel address."""
-        found = self._frames.get(address)
-        if found is None:
-            if len(self._frames) >= _MAX_FRAMES:
-                self._frames.clear()
-            found = self._frames[address] = self._resolve(address)
+    def _resolve(self, names: ObjectNames, offset: int) -> Named:
+        if names.elf is None:
+            self.unnamed += 1
+            return names.unknown
+        if self._held >= _MAX_ADDRESSES:
+            self._clear_held()
+        flaws, cost = names.flaws, names.cost
+        found = names.held[offset] = names.at(offset)
+        self._held += 1
+        self.unnamed += not found.known
+        self._malformed += names.flaws - flaws
+        self._names.setdefault(names.elf, names)
+        self._names.move_to_end(names.elf)
+        if names.cost != cost:
+            self._keep_within(names)
+        if self._inlines is not None and found.known and found.frames[0].kind == "native":
+            debug, address = names.debug, names.elf.address_of(offset)
+            if debug is not None and address is not None:
+                self._inlines.ask(names.elf, debug, address)
         return found
 
-    def _resolve(self, address: int) -> Frame:
-        if self._addresses is None:
-            self._load()
-        assert self._addresses is not None
-        index = bisect.bisect_right(self._addresses, address) - 1
-        return Frame(self._names[index], kind="kernel") if index >= 0 else self.UNNAMED
+    def _clear_held(self) -> None:
+        for known in self._spaces.values():
+            for names in known.values():
+                names.held.clear()
+        for names in self._names.values():
+            names.held.clear()
+            names.forget_shared()
+        self._held = 0
 
-    def _load(self) -> None:
-        entries = []
-        with contextlib.suppress(OSError), open(self._path, "rb") as file:
-            for line in file:
-                fields = line.split()
-                if len(fields) >= 3 and fields[1] in (b"t", b"T", b"w", b"W"):
-                    with contextlib.suppress(ValueError):
-                        entries.append((int(fields[0], 16), fields[2]))
-        entries.sort()
-        if not entries or entries[-1][0] == 0:
-            entries = []
-        self._addresses = [address for address, _ in entries]
-        self._names = [name.decode(errors="replace") for _, name in entries]
+    def _keep_within(self, latest: ObjectNames) -> None:
+        total = sum(names.cost for names in self._names.values())
+        for names in list(self._names.values()):
+            if total <= _MAX_TABLES:
+                break
+            if names is not latest:
+                total -= names.cost
+                names.forget()

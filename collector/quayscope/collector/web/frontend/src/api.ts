@@ -50,6 +50,15 @@ export interface Breakdown {
   rows: BreakdownRow[];
 }
 
+/** One endpoint through all tiers; `shown` is what of the database's time fits into what workers waited. */
+export interface Stitched {
+  unit: string;
+  total: number;
+  pruned: number;
+  tiers: Record<string, { value: number; samplers: string[]; losses: Losses }>;
+  root: FlameNode;
+}
+
 export interface TypeInfo {
   id: string;
   name: string;
@@ -153,6 +162,10 @@ export async function series(signal: AbortSignal, selector: Selector): Promise<S
 
 export async function flamegraph(signal: AbortSignal, selector: Selector): Promise<FlameGraph> {
   return get(signal, "api/v1/flamegraph", selector);
+}
+
+export async function stitch(signal: AbortSignal, selector: Selector): Promise<Stitched> {
+  return get(signal, "api/v1/stitch", selector);
 }
 
 export async function top(signal: AbortSignal, selector: Selector, limit: number): Promise<Top> {

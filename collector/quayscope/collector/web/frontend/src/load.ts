@@ -1,5 +1,6 @@
 // One view's data: which services, types and samplers there are, which are meant, and their profile.
 import * as api from "./api";
+import { loadStitched, STITCHED } from "./stitched";
 import { typeRank } from "./units";
 import { matchText, resolveRange, type View } from "./view";
 
@@ -88,8 +89,14 @@ export async function load(signal: AbortSignal, view: View): Promise<Loaded> {
   const types = known
     .filter((type) => names.has(type.name))
     .sort((a, b) => typeRank(a.id) - typeRank(b.id) || a.id.localeCompare(b.id));
+  // What workers waited for, and below each statement what the database did meanwhile.
+  if (present.some((row) => bare(row.type) === "block" && row.labels["sampler"] === "agent")) types.push(STITCHED);
   const type = view.type || types[0]?.id || "";
   if (!type) return { ...empty, types, type };
+
+  if (type === STITCHED.id) {
+    return { ...empty, types, type, profiled: await loadStitched(signal, view, selector, TOP_LIMIT) };
+  }
 
   const measured = present.filter((row) => bare(row.type) === bare(type));
   const samplers = samplersOf(measured);

@@ -69,6 +69,7 @@ const TYPE_NAMES: Record<string, string> = {
   "memory:inuse_objects": "Live objects",
   "memory:inuse_space": "Live memory",
   "goroutine:goroutine": "Goroutines",
+  stitched: "Endpoint, all tiers",
 };
 
 /** What a profile type is called on the page; one that is not known keeps its identifier. */
