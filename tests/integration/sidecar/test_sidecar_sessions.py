@@ -177,6 +177,12 @@ def test_crashes_are_survived(make_server: Callable[..., Any], until: Callable[.
     server.stop()
 
 
+def _sources(readings: list[Reading]) -> set[str]:
+    """Who said how sessions are."""
+    ours = ("postgresql.sessions.active", "postgresql.connections", "postgresql.connections.opened")
+    return {one.attributes["source"] for one in readings if one.name in ours}
+
+
 def test_names_are_learned_once_there_is_a_connection(server: Any, until: Callable[..., Any]) -> None:
     """Without a connection databases are numbers; with one they have names. The view stands by, unused."""
     profiles: list[Profile] = []
@@ -203,7 +209,7 @@ def test_names_are_learned_once_there_is_a_connection(server: Any, until: Callab
             until(lambda: any(one.name == "postgresql.sessions.active" for one in readings))
     finally:
         database.close()
-    assert {one.attributes["source"] for one in readings if "source" in one.attributes} == {"shared memory"}
+    assert _sources(readings) == {"shared memory"}
     assert {p.labels["sampler"] for p in profiles if p.type.name == "block"} == {"sessions"}
 
 
@@ -231,8 +237,7 @@ def test_the_view_stands_in(server: Any, until: Callable[..., Any], monkeypatch:
     database.close()
     assert not held.permitted
     assert "Operation not permitted" in held.detail
-    sources = {one.attributes["source"] for one in readings if "source" in one.attributes}
-    assert sources == {"pg_stat_activity"}
+    assert _sources(readings) == {"pg_stat_activity"}
     assert {"postgresql.connections", "postgresql.connections.opened"} <= {one.name for one in readings}
     assert {p.labels["sampler"] for p in profiles if p.type.name == "block"} == {"activity"}
 
