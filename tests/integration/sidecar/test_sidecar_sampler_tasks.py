@@ -134,7 +134,8 @@ def test_forked_while_being_attached(tmp_path: Path, until: Any) -> None:
         until(lambda: collected.collect() and collected.cpu_ns - before > 1_500_000_000, 30.0)
         share = (collected.cpu_ns - before) / (tree_cpu_ns(process.pid) - used)
         print(share, source.counts(), source.closed_doubles)
-        assert 0.75 < share < 1.1
+        # Some 150 samples; who is counted twice has two.
+        assert 0.75 < share < 1.3
         source.close()
     finally:
         for pid in procfs.descendants(process.pid):
