@@ -24,7 +24,18 @@ def _installed() -> list[str]:
 
 
 INTERPRETERS = _installed()
-MODULES = ("model", "types", "errors", "protowire", "pprof", "folded", "statement", "sqltext", "push")
+MODULES = (
+    "model",
+    "types",
+    "errors",
+    "protowire",
+    "pprof",
+    "folded",
+    "statement",
+    "sqltext",
+    "push",
+    "control",
+)
 PROGRAM = """
 import importlib, json, sys
 sys.path.insert(0, sys.argv[1])
