@@ -11,6 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from quayscope.sidecar.doctor.command import doctor
 from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
+from quayscope.sidecar.outward import outward_options, take_outward
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
 
@@ -74,13 +76,14 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     show_envvar=True,
     help="Unix socket on which the agents' records are received.",
 )
-@click.option("--collector", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
+@click.option("--collector", default="", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help="File with the bearer token; read again when it is refused.",
 )
 @click.option("--insecure", is_flag=True, help="Allow plain http to a collector beyond loopback.")
+@outward_options
 @click.option(
     "--postgres",
     default="auto",
@@ -108,7 +111,16 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option("--quay-pid", type=click.IntRange(min=1), help="gunicorn's master: its tree's CPU is counted.")
 @click.option(
-    "--hz", type=click.IntRange(1, 999), default=99, show_default=True, help="CPU samples a second and CPU."
+    "--hz",
+    type=click.IntRange(LOWEST_HZ, HIGHEST_HZ),
+    default=99,
+    show_default=True,
+    help="CPU samples a second and CPU.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder in which the rules of unwinding are kept from one start to the next; at most 64 MB.",
 )
 @click.option(
     "--window",
@@ -136,10 +148,10 @@ def sidecar(context: click.Context, /, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    for name in ("socket", "collector"):
-        if options[name] is None:
-            raise click.UsageError(f"missing option '--{name}'")
-    Sidecar(Options(**options)).run()
+    if options["socket"] is None:
+        raise click.UsageError("missing option '--socket'")
+    outward = take_outward(options)
+    Sidecar(Options(**options, outward=outward)).run()
 
 
 sidecar.add_command(doctor)

@@ -12,10 +12,12 @@ from quayscope.profile import Profile
 from quayscope.sidecar import doctor
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.measurements import Reading
-from quayscope.sidecar.native.sampler import NativeSampler
+from quayscope.sidecar.native import report
+from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.postgres.activity import Activity, Listener
 from quayscope.sidecar.postgres.cpu import ActivityCpu
 from quayscope.sidecar.postgres.memory import BackendMemory
+from quayscope.sidecar.postgres.sampling import PostgresSampling
 from quayscope.sidecar.postgres.statistics import ServerStatistics
 from quayscope.sidecar.postgres.waits import Waits
 from quayscope.sidecar.statements import StatementSource
@@ -43,7 +45,10 @@ class DatabaseOptions:
 
 
 class Database:
-    """Watches one server. `tick` is to be called each second; it never raises for what the server does."""
+    """Watches one server. `tick` is to be called each second; it never raises for what the server does.
+
+    Without a `sampler` to share it has one of its own.
+    """
 
     def __init__(
         self,
@@ -51,16 +56,18 @@ class Database:
         capabilities: Capabilities,
         profiles: Callable[[list[Profile]], None],
         readings: Callable[[list[Reading]], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self._options = options
+        self._owns_perf = sampler is None
+        self._perf = sampler or Sampler(profiles, hz=options.hz, window_s=options.window_s)
         self._capabilities = capabilities
         self.server: Postmaster | None = None
         self._pids: BackendPids | None = None
         self._directory = ""
-        self._sampler: NativeSampler | None = None
+        self._sampler: PostgresSampling | None = None
         self._memory: BackendMemory | None = None
         self._past = Counter[str]()
-        self._perf = self._windows("perf", profiles, SECOND_NS // options.hz)
         self._seen = self._windows("activity", profiles, 0)
         self._cpu = ActivityCpu(self._seen, options.service)
         self._activity: Activity | None = None
@@ -79,6 +86,8 @@ class Database:
 
     def start(self) -> None:
         """Look for the server and begin with what is permitted."""
+        if self._owns_perf:
+            self._perf.start()
         if self._activity is not None:
             self._activity.start()
             self._activity.wait_tried(_CONNECT_PATIENCE_S)
@@ -94,6 +103,8 @@ class Database:
         for name, count in self._current().items():
             counts[name] += count
         counts["faults"] += self._activity.faults if self._activity is not None else 0
+        if self._owns_perf:
+            counts.update(self._perf.counts())
         return counts
 
     def _current(self) -> dict[str, int]:
@@ -101,7 +112,6 @@ class Database:
         return {
             "statements_torn": memory.torn if memory is not None else 0,
             "statements_invalid": memory.invalid if memory is not None else 0,
-            "samples_throttled": sampler.throttled if sampler is not None else 0,
             "faults": sampler.faults if sampler is not None else 0,
         }
 
@@ -116,8 +126,8 @@ class Database:
         elif self._sampler is not None:
             self._note_refused(self._sampler)
         now_ns = time.time_ns()
-        if self._sampler is not None:
-            self._sampler.flush(now_ns)
+        if self._owns_perf:
+            self._perf.flush(now_ns)
         self._seen.flush(now_ns - SECOND_NS // 2)
 
     def close(self) -> None:
@@ -125,6 +135,8 @@ class Database:
         if self._activity is not None:
             self._activity.close(_STOP_PATIENCE_S)
         self._stop_sampling()
+        if self._owns_perf:
+            self._perf.close(_STOP_PATIENCE_S)
         self._seen.flush()
 
     def _find(self) -> None:
@@ -156,21 +168,20 @@ class Database:
         for capability in (user, kernel, readable):
             self._capabilities.note(capability)
         if user.permitted or kernel.permitted:
-            self._start_sampler(server, self._memory or self._activity, user, kernel)
+            self._start_sampler(server, self._memory or self._activity, user)
         # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
         self._cpu.enabled = self._sampler is None
 
     def _start_sampler(
-        self, server: Postmaster, statements: StatementSource | None, user: Capability, kernel: Capability
+        self, server: Postmaster, statements: StatementSource | None, user: Capability
     ) -> None:
         try:
-            sampler = NativeSampler(
+            sampler = PostgresSampling(
+                self._perf,
                 server,
                 statements,
-                self._perf,
                 service=self._options.service,
-                hz=self._options.hz,
-                kernel=kernel.permitted,
+                labels=self._options.labels,
             )
         except OSError as error:
             log.warning("perf events failed", extra={"error": error.strerror or str(error)})
@@ -182,12 +193,14 @@ class Database:
                 )
             )
             return
-        sampler.start()
         self._capabilities.note(doctor.priority(sampler.realtime))
         self._sampler = sampler
 
-    def _note_refused(self, sampler: NativeSampler) -> None:
+    def _note_refused(self, sampler: PostgresSampling) -> None:
         self._capabilities.note(doctor.coverage(sampler.alive, list(sampler.refused.values())))
+        if self._owns_perf:
+            for capability in report.capabilities(self._perf.targets):
+                self._capabilities.note(capability)
 
     def _stop_sampling(self) -> None:
         if self._sampler is not None:

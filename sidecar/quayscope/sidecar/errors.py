@@ -4,9 +4,11 @@
 
     quayscope.profile.Failure
     └── SidecarError             this package
+        ├── AlreadySampled       a target whose processes are another target's too
         ├── BadOption            a flag that cannot be honoured (exit code 2)
         ├── MalformedCfi         unwind tables that contradict themselves
-        └── MalformedElf         a file that is not the ELF object it claims to be
+        ├── MalformedElf         a file that is not the ELF object it claims to be
+        └── NoCgroup             a target has no cgroup of its own that can be reached
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
 it is a missing capability, see `capabilities`.
@@ -16,11 +18,15 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["BadOption", "MalformedCfi", "MalformedElf", "SidecarError"]
+__all__ = ["AlreadySampled", "BadOption", "MalformedCfi", "MalformedElf", "NoCgroup", "SidecarError"]
 
 
 class SidecarError(Failure):
     """Root of what the sidecar raises."""
+
+
+class AlreadySampled(SidecarError):
+    """A target whose processes are another target's too: its CPU would be counted twice."""
 
 
 class BadOption(SidecarError):
@@ -35,3 +41,7 @@ class MalformedCfi(SidecarError):
 
 class MalformedElf(SidecarError):
     """A mapped file that is not the ELF object it claims to be; the text says what was wrong."""
+
+
+class NoCgroup(SidecarError):
+    """A target has no cgroup of its own that can be reached; the text says why."""

@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quayscope.relay import BadDestination, Relay
-from quayscope.relay.destination import Destination
-from quayscope.relay.uplink import Uplink
-from quayscope.sidecar.capabilities import Capabilities
+from quayscope.relay import Relay
+from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.database import Database, DatabaseOptions
-from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.errors import SidecarError
+from quayscope.sidecar.gateway import Gateway, GatewayOptions
 from quayscope.sidecar.measurements import Meter, Reading
+from quayscope.sidecar.native import report
+from quayscope.sidecar.native.sampler import Sampler
+from quayscope.sidecar.outward import Outward, open_uplinks
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
 
@@ -36,6 +38,8 @@ _SWITCH_INTERVAL_S = 0.0005
 _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
+_GATEWAY_CLOSE_S = 0.5
+_SAMPLER_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Options:
     """What the command line asks for; see `commands` for the meaning of each."""
 
     socket: Path
-    collector: str
+    collector: str = ""
     token_file: Path | None = None
     insecure: bool = False
     postgres: str = "auto"
@@ -53,16 +57,10 @@ class Options:
     quay_pid: int | None = None
     hz: int = 99
     window_s: int = 10
+    cache: Path | None = None
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
-
-
-_FLAGS = {
-    "url": "use --collector http://HOST:PORT",
-    "insecure": "use an https address, or --insecure where the network is trusted",
-    "token_file": "check --token-file",
-}
-"""What to do about a field of the destination."""
+    outward: Outward = field(default_factory=Outward)
 
 
 class Sidecar:
@@ -74,13 +72,21 @@ class Sidecar:
         self._faults = 0
         self._capabilities = Capabilities()
         self._reported_changes = 0
-        self._uplink = _open_uplink(options)
+        outward = options.outward
+        self._uplink = open_uplinks(outward, options.collector, options.token_file, options.insecure)
+        self._gateway = Gateway(
+            GatewayOptions(outward.otlp_listen, outward.push_listen, options.labels, outward.gateway_service),
+            self._uplink,
+        )
         self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
         database_meter = Meter(
             {**options.labels, "service_name": options.database_service}, self._uplink.metrics
         )
         self._relay = Relay(
             str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
+        )
+        self._sampler = Sampler(
+            self._uplink.profiles, hz=options.hz, window_s=options.window_s, cache=options.cache
         )
         self._database = Database(
             DatabaseOptions(
@@ -94,6 +100,7 @@ class Sidecar:
             self._capabilities,
             self._uplink.profiles,
             database_meter.emit,
+            self._sampler,
         )
         self._captures = PythonCaptures(
             options.python,
@@ -104,9 +111,7 @@ class Sidecar:
         )
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
-        self._resources = Resources(
-            options.labels, self._meter, self._processes, self._uplink.metrics, self._capabilities
-        )
+        self._resources = Resources(options.labels, self._processes, self._uplink.metrics, self._capabilities)
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
@@ -116,9 +121,11 @@ class Sidecar:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._uplink.start()
         self._relay.start()
+        self._sampler.start()
         try:
             self._guard(self._database.start)
             self._captures.start()
+            self._open_gateway()
             self._report()
             self._say_ready()
             self._tick_until_stopped()
@@ -129,6 +136,13 @@ class Sidecar:
         """Ask `run` to return."""
         self._stop.set()
 
+    def _open_gateway(self) -> None:
+        """Listen for the pod's clients; the rest goes on where another program has the port."""
+        try:
+            self._gateway.start()
+        except SidecarError as error:
+            self._capabilities.note(Capability("gateway", False, str(error), error.next_step))
+
     def _tick_until_stopped(self) -> None:
         ticks = 0
         due = time.monotonic() + _TICK_S
@@ -137,6 +151,7 @@ class Sidecar:
             due = max(due + _TICK_S, time.monotonic())
             ticks += 1
             self._guard(self._database.tick)
+            self._guard(self._sample)
             self._guard(self._measure)
             if ticks % _REPORT_EVERY == 0 or self._capabilities.changes != self._reported_changes:
                 self._guard(self._report)
@@ -148,6 +163,11 @@ class Sidecar:
         except Exception:
             self._faults += 1
             log.exception("fault", extra={"faults": self._faults})
+
+    def _sample(self) -> None:
+        self._sampler.flush(time.time_ns())
+        for capability in report.capabilities(self._sampler.targets):
+            self._capabilities.note(capability)
 
     def _measure(self) -> None:
         self._processes.look()
@@ -179,43 +199,46 @@ class Sidecar:
             Reading(f"quayscope.uplink.{name}", "delta", count, "1", {})
             for name, count in self._uplink.take_counts().items()
         ]
-        counts = self._database.counts()
-        counts["faults"] += self._faults + self._uplink.faults + self._captures.faults
+        counts = {**self._sampler.counts(), **self._database.counts()}
+        counts["faults"] += self._sampler.faults + self._faults + self._uplink.faults + self._captures.faults
         readings += [
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
+        ]
+        readings += [
+            Reading(f"quayscope.gateway.{name}", "cumulative", count, "1", {})
+            for name, count in self._gateway.counts().items()
         ]
         self._meter.emit(readings)
 
     def _say_ready(self) -> None:
         capabilities = {held.name: held.permitted for held in self._capabilities.all()}
-        log.info("serving", extra={"socket": str(self._options.socket), "collector": self._options.collector})
+        sent_to = self._options.collector or self._options.outward.pyroscope
+        log.info("serving", extra={"socket": str(self._options.socket), "sent_to": sent_to})
         if self._options.ready_file is not None:
-            ready = {"pid": os.getpid(), "socket": str(self._options.socket), "capabilities": capabilities}
+            ready = {
+                "pid": os.getpid(),
+                "socket": str(self._options.socket),
+                "capabilities": capabilities,
+                "gateway": self._gateway.ports(),
+            }
             temporary = self._options.ready_file.with_name(f"{self._options.ready_file.name}.{os.getpid()}")
             temporary.write_text(json.dumps(ready), encoding="utf-8")
             temporary.replace(self._options.ready_file)
 
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_S
+        self._guard(lambda: self._gateway.close(_GATEWAY_CLOSE_S))
         self._captures.close(0.5)
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
+        self._guard(lambda: self._sampler.close(_SAMPLER_CLOSE_S))
         self._guard(self._measure)
         self._resources.close()
         self._processes.close()
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")
-
-
-def _open_uplink(options: Options) -> Uplink:
-    destination = Destination(options.collector, token_file=options.token_file, insecure=options.insecure)
-    try:
-        return Uplink(destination)
-    except BadDestination as error:
-        next_step = _FLAGS.get(error.field, error.next_step)
-        raise BadOption(str(error), next_step=next_step) from error
 
 
 def _raise_descriptor_limit() -> None:

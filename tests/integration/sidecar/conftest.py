@@ -342,7 +342,8 @@ def run_sidecar(
         ready = directory / "ready"
         python = plain_python.executable if plain else sys.executable
         command = [python, "-m", "quayscope.cli.main", "sidecar", "--socket", str(directory / "socket")]
-        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1", *arguments]
+        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1"]
+        command += ["--otlp-listen", "off", "--push-listen", "off", *arguments]
         if refuse:
             launcher = str(shutil.copy(checkout / "tests" / "refuse_syscalls.py", directory))
             command = [python, launcher, *refuse, "--", *command]

@@ -50,6 +50,15 @@ def test_connection_string_is_not_quoted() -> None:
         (["--collector", "https://quay:hunter2@x"], "--collector"),
         (["--collector", "http://10.0.0.1:4040"], "--insecure"),
         (["--token-file", "/nowhere/token"], "--token-file"),
+        (["--collector", ""], "--pyroscope"),
+        (["--pyroscope", "http://127.0.0.1:1"], "--collector"),
+        (["--otlp-endpoint", "http://127.0.0.1:1"], "--otlp-endpoint"),
+        (["--collector", "", "--pyroscope", "http://10.0.0.1:1"], "--insecure"),
+        (["--collector", "", "--pyroscope", "http://127.0.0.1:1", "--otlp-endpoint", "x"], "--otlp-endpoint"),
+        (["--ca-file", "/nowhere/ca"], "--ca-file"),
+        (["--basic-auth-file", "/nowhere/secret"], "--basic-auth-file"),
+        (["--otlp-listen", "0.0.0.0:4318"], "--otlp-listen"),
+        (["--push-listen", "nowhere"], "--push-listen"),
     ],
 )
 def test_a_collector_that_cannot_be_sent_to(arguments: list[str], flag: str) -> None:
