@@ -165,7 +165,7 @@ class CancelCapture(NamedTuple):
 
 
 class SetRate(NamedTuple):
-    """Sample workers with an agent at `hz` (0: their own), or not at all; `seconds` 0: until told otherwise."""
+    """Sample workers with an agent at `hz` (0: their own), or not; `seconds` 0: until told otherwise."""
 
     hz: int = 0
     off: bool = False

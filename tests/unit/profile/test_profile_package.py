@@ -24,6 +24,7 @@ def _installed() -> list[str]:
 
 
 INTERPRETERS = _installed()
+# `push` last: what it brings in stays.
 MODULES = (
     "model",
     "types",
@@ -33,8 +34,8 @@ MODULES = (
     "folded",
     "statement",
     "sqltext",
-    "push",
     "control",
+    "push",
 )
 PROGRAM = """
 import importlib, json, sys
