@@ -8,7 +8,8 @@
         ├── BadOption            a flag that cannot be honoured (exit code 2)
         ├── MalformedCfi         unwind tables that contradict themselves
         ├── MalformedElf         a file that is not the ELF object it claims to be
-        └── NoCgroup             a target has no cgroup of its own that can be reached
+        ├── NoCgroup             a target has no cgroup of its own that can be reached
+        └── NothingCaptured      a target of a capture that gave nothing
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
 it is a missing capability, see `capabilities`.
@@ -18,7 +19,15 @@ from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["AlreadySampled", "BadOption", "MalformedCfi", "MalformedElf", "NoCgroup", "SidecarError"]
+__all__ = [
+    "AlreadySampled",
+    "BadOption",
+    "MalformedCfi",
+    "MalformedElf",
+    "NoCgroup",
+    "NothingCaptured",
+    "SidecarError",
+]
 
 
 class SidecarError(Failure):
@@ -45,3 +54,7 @@ class MalformedElf(SidecarError):
 
 class NoCgroup(SidecarError):
     """A target has no cgroup of its own that can be reached; the text says why."""
+
+
+class NothingCaptured(SidecarError):
+    """A target of a capture that gave nothing; the text says why."""
