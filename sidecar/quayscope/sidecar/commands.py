@@ -15,6 +15,7 @@ from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
 from quayscope.sidecar.outward import outward_options, take_outward
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
+from quayscope.sidecar.targets.commands import component_option, podinfo_option, target_option, targets
 
 __all__ = ["sidecar"]
 
@@ -109,6 +110,40 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     callback=_targets,
     help="A Python process without an agent, captured once by py-spy. Repeatable.",
 )
+@target_option
+@component_option
+@podinfo_option
+@click.option(
+    "--pyspy",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="py-spy in turn over the Python targets in which no agent lives, within 0.5 % of a core.",
+)
+@click.option(
+    "--go-pprof",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    metavar="auto|off|URL",
+    help="Where Go targets serve their profiles: a port of theirs that answers, nowhere, here. Repeatable.",
+)
+@click.option(
+    "--go-every",
+    "go_every_s",
+    type=click.FloatRange(1, 3600),
+    default=60.0,
+    show_default=True,
+    help="Seconds between scrapes of a Go target.",
+)
+@click.option(
+    "--go-cpu",
+    "go_cpu_s",
+    type=click.IntRange(1, 300),
+    default=10,
+    show_default=True,
+    help="Seconds of CPU profile in each of them.",
+)
 @click.option("--quay-pid", type=click.IntRange(min=1), help="gunicorn's master: its tree's CPU is counted.")
 @click.option(
     "--hz",
@@ -155,3 +190,4 @@ def sidecar(context: click.Context, /, **options: Any) -> None:
 
 
 sidecar.add_command(doctor)
+sidecar.add_command(targets)

@@ -6,10 +6,11 @@
     └── SidecarError             this package
         ├── AlreadySampled       a target whose processes are another target's too
         ├── BadOption            a flag that cannot be honoured (exit code 2)
+        ├── CaptureRefused       a Python process that py-spy could not or may not read
         ├── MalformedCfi         unwind tables that contradict themselves
         ├── MalformedElf         a file that is not the ELF object it claims to be
         ├── NoCgroup             a target has no cgroup of its own that can be reached
-        └── NothingCaptured      a target of a capture that gave nothing
+        └── ScrapeFailed         a pprof endpoint that gave no profile
 
 What the system refuses (`perf_event_open`, `process_vm_readv`, a connection) is no exception to the outside:
 it is a missing capability, see `capabilities`.
@@ -22,10 +23,11 @@ from quayscope.profile import Failure
 __all__ = [
     "AlreadySampled",
     "BadOption",
+    "CaptureRefused",
     "MalformedCfi",
     "MalformedElf",
     "NoCgroup",
-    "NothingCaptured",
+    "ScrapeFailed",
     "SidecarError",
 ]
 
@@ -56,5 +58,16 @@ class NoCgroup(SidecarError):
     """A target has no cgroup of its own that can be reached; the text says why."""
 
 
-class NothingCaptured(SidecarError):
-    """A target of a capture that gave nothing; the text says why."""
+class CaptureRefused(SidecarError):
+    """A Python process that could not be captured; the text is the reason that py-spy or the system gave.
+
+    `cost_ns` is the CPU that trying took, in nanoseconds.
+    """
+
+    def __init__(self, message: str, *, cost_ns: int = 0) -> None:
+        super().__init__(message)
+        self.cost_ns = cost_ns
+
+
+class ScrapeFailed(SidecarError):
+    """An address that gave no profile; the text says what it answered."""

@@ -23,8 +23,10 @@ from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.outward import Outward, open_uplinks
+from quayscope.sidecar.programs import ProgramOptions, Programs
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
+from quayscope.sidecar.targets.pod import PODINFO
 
 __all__ = ["Options", "Sidecar"]
 
@@ -54,6 +56,13 @@ class Options:
     postgres_dsn: str = ""
     database_service: str = "quay-database"
     python: Sequence[PythonTarget] = ()
+    targets: Sequence[str] = ()
+    component: str = ""
+    podinfo: Path = PODINFO
+    pyspy: str = "auto"
+    go_pprof: Sequence[str] = ("auto",)
+    go_every_s: float = 60.0
+    go_cpu_s: int = 10
     quay_pid: int | None = None
     hz: int = 99
     window_s: int = 10
@@ -109,6 +118,22 @@ class Sidecar:
             self._uplink.profiles,
             self._capabilities,
         )
+        self._programs = Programs(
+            ProgramOptions(
+                options.targets,
+                options.component,
+                options.podinfo,
+                options.pyspy,
+                options.go_pprof,
+                options.go_every_s,
+                options.go_cpu_s,
+                options.window_s,
+                options.labels,
+            ),
+            self._capabilities,
+            self._uplink.profiles,
+            lambda: {worker.pid for worker in self._relay.workers()},
+        )
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
         self._resources = Resources(options.labels, self._processes, self._uplink.metrics, self._capabilities)
@@ -126,6 +151,7 @@ class Sidecar:
             self._guard(self._database.start)
             self._captures.start()
             self._open_gateway()
+            self._guard(self._programs.start)
             self._report()
             self._say_ready()
             self._tick_until_stopped()
@@ -152,6 +178,7 @@ class Sidecar:
             ticks += 1
             self._guard(self._database.tick)
             self._guard(self._sample)
+            self._guard(self._programs.tick)
             self._guard(self._measure)
             if ticks % _REPORT_EVERY == 0 or self._capabilities.changes != self._reported_changes:
                 self._guard(self._report)
@@ -200,7 +227,8 @@ class Sidecar:
             for name, count in self._uplink.take_counts().items()
         ]
         counts = {**self._sampler.counts(), **self._database.counts()}
-        counts["faults"] += self._sampler.faults + self._faults + self._uplink.faults + self._captures.faults
+        parts = (self._sampler, self._uplink, self._captures, self._programs)
+        counts["faults"] += self._faults + sum(part.faults for part in parts)
         readings += [
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
@@ -209,7 +237,7 @@ class Sidecar:
             Reading(f"quayscope.gateway.{name}", "cumulative", count, "1", {})
             for name, count in self._gateway.counts().items()
         ]
-        self._meter.emit(readings)
+        self._meter.emit(readings + self._programs.readings())
 
     def _say_ready(self) -> None:
         capabilities = {held.name: held.permitted for held in self._capabilities.all()}
@@ -230,6 +258,7 @@ class Sidecar:
         deadline = time.monotonic() + _CLOSE_S
         self._guard(lambda: self._gateway.close(_GATEWAY_CLOSE_S))
         self._captures.close(0.5)
+        self._guard(lambda: self._programs.close(1.0))
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
         self._guard(lambda: self._sampler.close(_SAMPLER_CLOSE_S))

@@ -27,6 +27,9 @@ _BASE = ["--socket", "/tmp/none.sock", "--collector", "http://127.0.0.1:1"]
         ["--hz", "0"],
         ["--window", "600"],
         ["--quay-pid", "0"],
+        ["--pyspy", "maybe"],
+        ["--go-every", "0"],
+        ["--go-cpu", "3000"],
     ],
 )
 def test_bad_options(arguments: list[str]) -> None:
@@ -68,6 +71,26 @@ def test_a_collector_that_cannot_be_sent_to(arguments: list[str], flag: str) -> 
     assert result.exception.exit_code == 2
     assert flag in result.exception.next_step
     assert "hunter2" not in str(result.exception)
+
+
+@pytest.mark.parametrize("urls", [["ftp://x"], ["http://quay:hunter2@x:1"], ["off", "http://x:1"]])
+def test_addresses_that_cannot_be_scraped(urls: list[str]) -> None:
+    """They are a usage error before anything starts; what was given is not quoted."""
+    arguments = [part for url in urls for part in ("--go-pprof", url)]
+    result = CliRunner().invoke(sidecar, [*_BASE, *arguments])
+    assert isinstance(result.exception, BadOption)
+    assert result.exception.exit_code == 2
+    assert "hunter2" not in str(result.exception)
+
+
+def test_what_it_cannot_run_without() -> None:
+    """The sidecar itself needs a socket and somewhere to send to, its other commands neither."""
+    result = CliRunner(env={"QUAYSCOPE_SOCKET": None}).invoke(sidecar, _BASE[2:])
+    assert result.exit_code == 2
+    assert "--socket" in result.output
+    result = CliRunner().invoke(sidecar, _BASE[:2])
+    assert isinstance(result.exception, BadOption)
+    assert "--collector" in f"{result.exception} {result.exception.next_step}"
 
 
 def test_help_has_examples() -> None:
