@@ -30,6 +30,7 @@ from quayscope.profile.control import (
     decode_from_collector,
     encode_from_sidecar,
 )
+from quayscope.relay import BadDestination
 from quayscope.relay.backoff import Backoff
 from quayscope.relay.destination import Destination
 from quayscope.sidecar.control.offset import ClockOffset
@@ -51,6 +52,11 @@ MAX_MESSAGE = 64 << 20
 _SILENCE = 5
 """Heartbeats without an answer after which the connection counts as cut."""
 _MAX_SECRET = 65_536
+_STEPS = {
+    "insecure": "use an https address, or --insecure where the network is trusted",
+    "token_file": "check --token-file",
+    "ca_file": "check --ca-file, which goes with https alone",
+}
 
 
 class Peer(NamedTuple):
@@ -66,10 +72,15 @@ class Peer(NamedTuple):
 
     def check(self) -> None:
         """Refuse an address that is none, or one that would be spoken to in the open."""
-        destination = Destination(self.url, insecure=self.insecure)
+        try:
+            Destination(
+                self.url, token_file=self.token_file, ca_file=self.ca_file, insecure=self.insecure
+            ).client().close()
+        except BadDestination as error:
+            step = _STEPS.get(error.field, "use --control http://HOST:4317")
+            raise BadOption(f"--control: {error}", next_step=step) from error
         if urlsplit(self.url).port is None:
             raise BadOption("--control has no port", next_step="use --control http://HOST:4317")
-        destination.client().close()
 
     def channel(self) -> grpc.Channel:
         """Return a channel; raises OSError for a file that cannot be read."""
