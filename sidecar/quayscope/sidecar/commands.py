@@ -158,6 +158,12 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     help="Folder in which the rules of unwinding are kept from one start to the next; at most 64 MB.",
 )
 @click.option(
+    "--debuginfod",
+    default="",
+    metavar="URL",
+    help="Server of debug files for what has none here; they are kept in --cache. It learns what runs here.",
+)
+@click.option(
     "--window",
     "window_s",
     type=click.IntRange(1, 60),

@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING
 from quayscope.relay import Relay
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.database import Database, DatabaseOptions
-from quayscope.sidecar.errors import SidecarError
+from quayscope.sidecar.errors import BadOption, SidecarError
 from quayscope.sidecar.gateway import Gateway, GatewayOptions
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
+from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.outward import Outward, open_uplinks
 from quayscope.sidecar.programs import ProgramOptions, Programs
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
+from quayscope.sidecar.sampled import SampledPrograms
 from quayscope.sidecar.targets.pod import PODINFO
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Options:
     hz: int = 99
     window_s: int = 10
     cache: Path | None = None
+    debuginfod: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
     outward: Outward = field(default_factory=Outward)
@@ -100,7 +103,11 @@ class Sidecar:
             str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
         )
         self._sampler = Sampler(
-            self._uplink.profiles, hz=options.hz, window_s=options.window_s, cache=options.cache
+            self._uplink.profiles,
+            hz=options.hz,
+            window_s=options.window_s,
+            cache=options.cache,
+            debuginfod=_open_debuginfod(options),
         )
         self._database = Database(
             DatabaseOptions(
@@ -138,6 +145,7 @@ class Sidecar:
             self._capabilities,
             self._uplink.profiles,
             lambda: {worker.pid for worker in self._relay.workers()},
+            SampledPrograms(self._sampler, self._capabilities),
         )
         self._control = self._open_control() if outward.control else None
         self._processes = Processes()
@@ -299,6 +307,14 @@ class Sidecar:
         self._guard(self._report)
         self._uplink.close(max(0.1, deadline - time.monotonic()))
         log.info("stopped")
+
+
+def _open_debuginfod(options: Options) -> Debuginfod | None:
+    if not options.debuginfod:
+        return None
+    if options.cache is None:
+        raise BadOption("debug files from a debuginfod need a folder", next_step="use --cache FOLDER")
+    return Debuginfod(options.debuginfod, options.cache / "debuginfod")
 
 
 def _raise_descriptor_limit() -> None:

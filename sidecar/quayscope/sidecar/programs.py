@@ -14,6 +14,7 @@ from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.golang import Address, GoProgram, GoScrapes, clair_operations, parse_address
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.python import PythonProcess, PythonRotation
+from quayscope.sidecar.sampled import SampledPrograms
 from quayscope.sidecar.targets.pod import PODINFO, Pod, read_pod
 from quayscope.sidecar.targets.selection import select
 from quayscope.sidecar.targets.watch import Target, TargetWatch
@@ -41,8 +42,8 @@ class ProgramOptions:
 class Programs:
     """Keeps the pod's targets. `tick` is to be called each second, from one thread.
 
-    `connected` gives the pids in which an agent lives. Raises `BadOption` for an address that is none.
-    `chosen` are the targets that are watched, as of the last tick.
+    `connected` gives the pids in which an agent lives; `sampled` has perf events on some. `chosen` are the
+    targets that are watched, as of the last tick. Raises `BadOption` for an address that is none.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Programs:
         capabilities: Capabilities,
         profiles: Callable[[list[Profile]], None],
         connected: Callable[[], set[int]],
+        sampled: SampledPrograms,
     ) -> None:
         self._options = options
         self._pod = read_pod(os.environ, options.podinfo, options.component)
@@ -73,6 +75,7 @@ class Programs:
             )
         elif len(options.go_pprof) > 1:
             raise BadOption("--go-pprof off goes with no other", next_step="leave one of them out")
+        self._sampled = sampled
         self._kinds: Counter[str] = Counter()
         self.chosen: tuple[Target, ...] = ()
 
@@ -97,6 +100,7 @@ class Programs:
             )
         if self._go is not None:
             self._go.update([GoProgram(*_facts(target)) for target in chosen if target.kind == "go"])
+        self._sampled.update(chosen, named=bool(self._options.targets))
 
     def readings(self) -> list[Reading]:
         """Return how many targets there are, and what the samplers did and cost."""
@@ -104,7 +108,8 @@ class Programs:
             Reading("quayscope.targets", "gauge", count, "1", {"kind": kind})
             for kind, count in sorted(self._kinds.items())
         ]
-        found.append(Reading("quayscope.targets.passed_over", "cumulative", self._watch.passed_over, "1", {}))
+        passed_over = self._watch.passed_over + self._sampled.passed_over
+        found.append(Reading("quayscope.targets.passed_over", "cumulative", passed_over, "1", {}))
         if self._rotation is not None:
             found += self._rotation.readings()
         if self._go is not None:
@@ -134,6 +139,7 @@ class Programs:
         for part in (self._go, self._rotation):
             if part is not None:
                 part.close(timeout_s / 2)
+        self._sampled.close()
 
 
 def _facts(target: Target) -> tuple[int, int, Mapping[str, str]]:

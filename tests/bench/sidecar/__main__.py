@@ -71,10 +71,10 @@ def _run(parts: list[str], seconds: float, pairs: int, *, quick: bool) -> dict[s
     with tempfile.TemporaryDirectory(prefix="quayscope-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)  # Postgres runs as another user when we are root
-        with busy_postgres(folder) as (pid, load):
+        with busy_postgres(folder) as (server, load):
             given = Given(
                 folder,
-                pid,
+                server,
                 load,
                 3.0 if quick else seconds,
                 3.0 if quick else max(60.0, seconds),

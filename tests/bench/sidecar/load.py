@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
 from quayscope.load.demo.postgres import DemoPostgres
 
-__all__ = ["Load", "busy_postgres"]
+__all__ = ["Load", "Server", "busy_postgres"]
 
 _TABLE = """
 CREATE TABLE bench AS SELECT g AS id, md5(g::text) AS name, (g * 7919) % 1000 AS kind,
@@ -26,6 +28,18 @@ STATEMENTS = (
     "SELECT string_agg(upper(name), ',') FROM bench WHERE id BETWEEN 100 AND 2000",
     "SELECT count(*) FROM generate_series(1, 8000) g WHERE md5(g::text) < '8'",
 )
+
+
+@dataclass
+class Server:
+    """A running Postgres: its postmaster, and how to connect."""
+
+    pid: int
+    dsn: str
+
+    def connect(self, **options: Any) -> psycopg.Connection:
+        """Return a connection that commits each statement."""
+        return psycopg.connect(self.dsn, autocommit=True, **options)
 
 
 class Load:
@@ -62,8 +76,8 @@ class Load:
 
 
 @contextlib.contextmanager
-def busy_postgres(folder: Path) -> Iterator[tuple[int, Load]]:
-    """Run the server and its load; yields the postmaster's pid and the load."""
+def busy_postgres(folder: Path) -> Iterator[tuple[Server, Load]]:
+    """Run the server and its load."""
     with DemoPostgres(folder / "postgres") as server:
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             for statement in _TABLE.split(";\n"):
@@ -71,6 +85,6 @@ def busy_postgres(folder: Path) -> Iterator[tuple[int, Load]]:
                     connection.execute(statement.encode())
         load = Load(server.dsn)
         try:
-            yield server.pid, load
+            yield Server(server.pid, server.dsn), load
         finally:
             load.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import resource
 import signal
 import statistics
@@ -15,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.sidecar.load import Load
+from bench.sidecar.load import Load, Server
+from bench.sidecar.unwinding import measure, record
 from quayscope.sidecar import procfs
 
 __all__ = ["PARTS", "Given"]
@@ -27,7 +26,7 @@ class Given(NamedTuple):
     """What the parts work with: the server and its load, how long, how often."""
 
     folder: Path
-    pid: int
+    server: Server
     load: Load
     seconds: float
     perf_seconds: float
@@ -52,8 +51,8 @@ def run(given: Given, pid: int, seconds: float, *options: str) -> dict[str, Any]
 def steady(given: Given) -> Figures:
     """99 Hz, by watermark: the first start, then one with the rules of the first."""
     cache = given.folder / "rules"
-    first = run(given, given.pid, given.seconds, "--cache", str(cache))
-    second = run(given, given.pid, min(given.seconds, 14.0), "--cache", str(cache))
+    first = run(given, given.server.pid, given.seconds, "--cache", str(cache))
+    second = run(given, given.server.pid, min(given.seconds, 17.0), "--cache", str(cache))
     figures: Figures = {
         "core_share_first_start": first["first_share"],
         "core_share_first_5s": second["first_share"],
@@ -65,7 +64,7 @@ def steady(given: Given) -> Figures:
         "source": first["kind"],
     }
     if "named_share" in second:
-        figures["core_share_first_13s"] = second["named_share"]
+        figures["core_share_first_15s"] = second["named_share"]
     if "steady_share" in first:
         figures["core_share_99hz"] = first["steady_share"]
         figures["us_per_sample_99hz"] = first["steady_us_per_sample"]
@@ -74,7 +73,7 @@ def steady(given: Given) -> Figures:
 
 def each(given: Given) -> Figures:
     """99 Hz, woken for each sample to note its statement."""
-    found = run(given, given.pid, given.seconds, "--each", "--cache", str(given.folder / "rules"))
+    found = run(given, given.server.pid, given.seconds, "--each", "--cache", str(given.folder / "rules"))
     return {
         "core_share_each_sample": found.get("steady_share", found["first_share"]),
         "samples_each_sample": found["samples"],
@@ -83,7 +82,7 @@ def each(given: Given) -> Figures:
 
 def rate(given: Given) -> Figures:
     """999 Hz: what is lost, and what it costs."""
-    found = run(given, given.pid, min(given.seconds, 15.0), "--hz", "999")
+    found = run(given, given.server.pid, min(given.seconds, 15.0), "--hz", "999")
     return {
         "lost_999hz": found["lost"] / max(1, found["lost"] + found["samples"]),
         "samples_999hz": found["samples"],
@@ -95,11 +94,11 @@ def perf(given: Given) -> Figures:
     """Ours beside `perf record` and `perf script` on the same load at the same time, all their CPU."""
     data = given.folder / "perf.data"
     record = ["perf", "record", "-q", "--call-graph", "dwarf,16384", "-e", "cpu-clock", "-F", "99"]
-    tree = ",".join(map(str, (given.pid, *procfs.children(given.pid))))
+    tree = ",".join(map(str, (given.server.pid, *procfs.children(given.server.pid))))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     recorder = subprocess.Popen([*record, "-o", str(data), "-p", tree], stderr=subprocess.DEVNULL)
     try:
-        ours = run(given, given.pid, given.perf_seconds)
+        ours = run(given, given.server.pid, given.perf_seconds, "--no-inline")
     finally:
         recorder.send_signal(signal.SIGINT)
         recorder.wait(60)
@@ -127,6 +126,7 @@ def perf(given: Given) -> Figures:
     }
 
 
+_SHORT_S = 10.0
 _START_S = 0.3
 """The CPU of starting our interpreter, about: taken off what perf is charged with."""
 
@@ -184,11 +184,14 @@ def _used(given: Given, pid: int) -> tuple[int, int]:
 
 def unwinding(given: Given) -> Figures:
     """The unwinder alone, on a recorded capture."""
-    part = importlib.import_module("bench.sidecar.unwinding")
     folder = given.folder / "unwinding"
     folder.mkdir()
-    os.chmod(folder, 0o755)  # noqa: PTH101 the server's user passes through
-    return dict(part.measure(folder))
+    record(folder, given.server, cpu_s=2.0 if given.seconds < _SHORT_S else 10.0)
+    found = measure(folder)
+    figures: Figures = {name: value for name, value in found.items() if name.startswith("us_")}
+    figures["unwinding_samples"] = found["samples"]
+    figures["unwinding_reach_root_share"] = found["reach_root_share"]
+    return figures
 
 
 PARTS: Mapping[str, Callable[[Given], Figures]] = {

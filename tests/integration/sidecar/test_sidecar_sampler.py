@@ -19,10 +19,13 @@ import pytest
 from plain_user import as_nobody
 from quayscope.profile import Profile
 from quayscope.sidecar import procfs
+from quayscope.sidecar.capabilities import Capabilities
+from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import AlreadySampled
 from quayscope.sidecar.native import tracked as tracked_module
 from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import ALL_CPU, CGROUP, capabilities
+from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
@@ -168,6 +171,43 @@ def test_reconnect_storm_is_complete(
         end([neighbour])
 
 
+def test_database_in_its_cgroup(debian_postgres: Any, cgroup: TestCgroup, until: Any) -> None:
+    """The database's own rings take its cgroup too: what short backends ran is noted at the sample."""
+    server = debian_postgres
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(pgbench(server, "-i", "-q"), check=True, **quiet)
+    cgroup.adopt(server.pid)
+    out: list[Profile] = []
+    capabilities = Capabilities()
+    options = DatabaseOptions(str(server.pid), "", "db", {}, 499, 1)
+    sampler = Sampler(out.extend, hz=499, window_s=1)
+    sampler.start()
+    database = Database(options, capabilities, out.extend, lambda _: None, sampler)
+    load = subprocess.Popen(pgbench(server, "-C", "-c", "2", "-T", "300", "-S"), **quiet)
+    try:
+        database.start()
+        (tracked,) = sampler.targets
+        assert tracked.source.kind == "cgroup"
+        until(lambda: tracked.samples >= 400, 60.0, "enough samples")
+    finally:
+        load.terminate()
+        load.wait(10)
+        database.close()
+        sampler.close()
+    roles, kinds = Counter[str](), Counter[str]()
+    for profile in out:
+        for (stack, _), (count, _) in profile.samples.items():
+            roles[profile.labels["role"]] += count
+            kinds["sql"] += count * any(frame.kind == "sql" for frame in stack)
+    print(roles, kinds, sampler.counts())
+    # Before it has a title, a backend cannot be told: most of a short one's life is its start.
+    assert roles["client backend"] > 20
+    assert roles["postmaster"] > 0
+    assert kinds["sql"] > 10
+    assert sampler.faults == 0
+    assert database.counts()["faults"] == 0
+
+
 def test_shortfall_is_told(programs: dict[str, Path], until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Task by task, children that live for a millisecond are hardly seen: it is measured, and said."""
     monkeypatch.setattr(tracked_module, "_MEASURE_EVERY_S", 1.0)
@@ -194,7 +234,7 @@ def test_lost_samples_are_counted(programs: dict[str, Path], until: Any) -> None
     """While nobody reads, the ring runs over: what is lost stands in the profiles."""
     process = subprocess.Popen([programs["burn"]])
     out: list[Profile] = []
-    sampler = Sampler(out.extend, hz=999, window_s=1)
+    sampler = Sampler(out.extend, hz=999, window_s=1, budget=RingBudget(2 << 20))
     rings = sampler.open_rings()
     fits = rings.size // 16_000
     try:
@@ -309,6 +349,7 @@ def test_unprivileged(
 import json, subprocess, sys, time
 from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import capabilities
+from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 out = []

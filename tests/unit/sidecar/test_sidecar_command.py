@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -24,7 +25,8 @@ _BASE = ["--socket", "/tmp/none.sock", "--collector", "http://127.0.0.1:1"]
         ["--python", "12="],
         ["--label", "novalue"],
         ["--label", "bad-name=1"],
-        ["--hz", "0"],
+        ["--hz", "18"],
+        ["--hz", "1000"],
         ["--window", "600"],
         ["--quay-pid", "0"],
         ["--pyspy", "maybe"],
@@ -44,6 +46,21 @@ def test_connection_string_is_not_quoted() -> None:
     result = CliRunner().invoke(sidecar, [*_BASE, "--postgres-dsn", "host=x hunter2 secret"])
     assert isinstance(result.exception, BadOption)
     assert "hunter2" not in str(result.exception) + result.exception.next_step + result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "next_step"),
+    [
+        (["--debuginfod", "https://debuginfod.example"], "--cache"),
+        (["--debuginfod", "http://debuginfod.example", "--cache", "CACHE"], "https"),
+    ],
+)
+def test_a_debuginfod_that_cannot_be_used(arguments: list[str], next_step: str, tmp_path: Path) -> None:
+    """Debug files need a folder, and come over an encrypted connection."""
+    given = [str(tmp_path) if argument == "CACHE" else argument for argument in arguments]
+    result = CliRunner().invoke(sidecar, [*_BASE, *given])
+    assert isinstance(result.exception, BadOption)
+    assert next_step in result.exception.next_step
 
 
 @pytest.mark.parametrize(

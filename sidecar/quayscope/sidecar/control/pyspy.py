@@ -20,7 +20,7 @@ from quayscope.sidecar.python.record import Capture, profile_of, record
 __all__ = ["PySpyCapturer"]
 
 _LONGEST_S = 700
-_FIRST_ATTACH_S = 0.4
+_FIRST_ATTACH_S = 0.1
 _LOOK_S = 0.1
 _END_S = 5.0
 

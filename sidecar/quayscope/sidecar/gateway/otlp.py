@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quayscope.profile.protowire import fields, put_bytes, put_text, put_varint, text
+from quayscope.sidecar.gateway.literals import without_literals
 from quayscope.sidecar.gateway.otlp_json import from_json
 from quayscope.sidecar.gateway.schema import METRICS, TRACES, check
 
@@ -18,7 +19,7 @@ KINDS = {"spans": TRACES, "metrics": METRICS}
 
 
 def read_otlp(kind: str, body: bytes, labels: Mapping[str, str], *, is_json: bool) -> bytes:
-    """Return the request to pass on: protobuf, `labels` among each resource's attributes.
+    """Return the request to pass on: protobuf, `labels` among each resource's attributes, no SQL literals.
 
     An attribute of the client's own with such a name is replaced: whose pod it is, the pod knows. Raises
     `Malformed`.
@@ -26,6 +27,8 @@ def read_otlp(kind: str, body: bytes, labels: Mapping[str, str], *, is_json: boo
     if is_json:
         body = from_json(KINDS[kind], body)
     check(KINDS[kind], body)
+    if kind == "spans":
+        body = without_literals(body)
     return _labelled(body, labels) if labels else body
 
 

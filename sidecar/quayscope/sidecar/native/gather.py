@@ -14,8 +14,8 @@ from quayscope.sidecar.statements import Described
 
 __all__ = ["MOST_HELD", "Gathered", "Key", "Weight"]
 
-MOST_HELD = 50_000
-"""Distinct samples held at once, of all targets: about 50 s of 1,000 a second."""
+MOST_HELD = 30_000
+"""Distinct samples held at once, of all targets: some 40 MB."""
 
 
 class Key(NamedTuple):

@@ -60,20 +60,22 @@ class Publisher:
             frames += native
             complete = complete or is_root
         frames += self._stacks.kernel(key.kernel)
+        stack = tuple(frames)
+        endpoint = described.endpoint
+        if not endpoint and tracked.target.operation is not None:
+            endpoint = tracked.target.operation(stack)
         losses = Losses(
             truncated=0 if complete else weight.count,
             unproven=weight.count if described.frame is not None else 0,
-            unattributed=0 if described.has_request else weight.count,
+            unattributed=0 if endpoint or described.has_request else weight.count,
         )
         attributes = Attributes(
             key.slot_ns,
-            described.endpoint,
+            endpoint,
             described.run,
             described.phase,
             key.pid,
             trace_id=described.trace_id,
         )
         tracked.truncated += losses.truncated
-        tracked.windows.add(
-            PROCESS_CPU, key.role, tuple(frames), attributes, (weight.count, weight.cpu_ns), losses
-        )
+        tracked.windows.add(PROCESS_CPU, key.role, stack, attributes, (weight.count, weight.cpu_ns), losses)

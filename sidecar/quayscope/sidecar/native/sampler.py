@@ -19,7 +19,9 @@ from pathlib import Path
 from quayscope.profile import Profile
 from quayscope.sidecar.errors import AlreadySampled
 from quayscope.sidecar.native.batches import Batches, Notes
+from quayscope.sidecar.native.debuginfod import Debuginfod
 from quayscope.sidecar.native.gather import Gathered
+from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.publish import Publisher
 from quayscope.sidecar.native.ring import RingBudget, Rings, online_cpus
@@ -56,7 +58,9 @@ class Sampler:
     """Samples targets from when they are added; `flush` is to be called about once a second.
 
     `cache` is a folder for the unwinder's rules, kept from one start to the next; `cycles` samples by the
-    hardware's cycles, where there are any. `faults` counts batches that failed, `counts` the rest.
+    hardware's cycles, where there are any; `debuginfod`, for debug files that are not here, is started and
+    closed with the sampler; `inlined` shows calls that were inlined. `faults` counts batches that failed,
+    `counts` the rest.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class Sampler:
         kernel: bool = True,
         cycles: bool = False,
         cache: Path | None = None,
+        debuginfod: Debuginfod | None = None,
+        inlined: bool = True,
         budget: RingBudget | None = None,
     ) -> None:
         self._emit = emit
@@ -77,7 +83,10 @@ class Sampler:
         self._unwinder = CfiUnwinder(Objects(), cache=cache)
         self._gathered = Gathered()
         self._batches = Batches(self._unwinder, self._gathered)
-        self._publisher = Publisher(self._gathered, Stacks(Objects()), window_s)
+        self._debuginfod = debuginfod
+        self._inlines = Inlines() if inlined else None
+        self._stacks = Stacks(Objects(), debuginfod, self._inlines)
+        self._publisher = Publisher(self._gathered, self._stacks, window_s)
         self._feeds: list[_Feed] = []
         self._past: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -91,6 +100,10 @@ class Sampler:
 
     def start(self) -> None:
         """Begin to take samples out of the rings."""
+        if self._inlines is not None:
+            self._inlines.start()
+        if self._debuginfod is not None:
+            self._debuginfod.start()
         self._thread.start()
 
     @property
@@ -217,7 +230,8 @@ class Sampler:
 
     def hurry(self) -> None:
         """Have the next batch taken at once: a ring fills up."""
-        os.eventfd_write(self._wake, 1)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         rescan_at = time.monotonic() + _RESCAN_S
@@ -304,6 +318,8 @@ class Sampler:
                 counts.update(self._ring_counts(feed))
                 counts["samples"] += sum(tracked.samples for tracked in feed.tracked)
             counts["samples_without_maps"] += self._batches.spaceless
+            counts["frames_unnamed"] += self._stacks.unnamed
+            counts["objects_malformed"] += self._stacks.malformed + self._unwinder.malformed
         return dict(counts)
 
     @staticmethod
@@ -324,5 +340,9 @@ class Sampler:
         self.flush(None)
         if not self._thread.is_alive() and self._wake >= 0:
             self._guard(self._unwinder.close)
+            if self._inlines is not None:
+                self._inlines.close(timeout_s)
+            if self._debuginfod is not None:
+                self._debuginfod.close(timeout_s)
             os.close(self._wake)
             self._wake = -1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from quayscope.profile import Stack
+
 __all__ = ["UNKNOWN_ROLE", "SampledTarget"]
 
 UNKNOWN_ROLE = "unknown"
@@ -19,7 +21,8 @@ class SampledTarget:
     second, and only where the target's cgroup may not be used. `role` says what a process is, None while that
     cannot be told. `main_role` is the role of ordinary samples: it is not shown as a frame, and is charged
     with losses. `chain`: everything in it keeps frame pointers (Go), so no stacks need be copied. `cgroup`:
-    whether its cgroup may be used; all that is in there then counts as the target's.
+    whether its cgroup may be used; all that is in there then counts as the target's. `operation` names what a
+    stack was for, empty where it cannot tell: it is the endpoint of samples that no request is known for.
     """
 
     service: str
@@ -30,3 +33,4 @@ class SampledTarget:
     labels: Mapping[str, str] = field(default_factory=dict)
     chain: bool = False
     cgroup: bool = True
+    operation: Callable[[Stack], str] | None = None

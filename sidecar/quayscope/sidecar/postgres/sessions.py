@@ -44,7 +44,7 @@ _MAX_WHOLE = 1024
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 30.0
 _LEAST_REST = 3
-"""How many times as long as a sweep took the thread sleeps at least: a quarter of a core at most."""
+"""The thread sleeps at least so many times the CPU that a sweep took: a quarter of a core is its most."""
 
 
 class _Held(NamedTuple):
@@ -272,6 +272,7 @@ class Sessions:
         self.faults = 0
         self.sweeps = 0
         self.cpu_ns = 0
+        """CPU time of the thread."""
 
     @property
     def reading(self) -> bool:
@@ -332,19 +333,19 @@ class Sessions:
 
     def _sweep_until_gone(self, reader: SharedReader) -> None:
         self.reader = reader
+        self.cpu_ns = time.thread_time_ns()
         due_ns = time.monotonic_ns()
         try:
             while not self._stop.is_set():
-                began_ns = time.monotonic_ns()
                 slots = reader.sweep()
                 now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
                 if self._active.due(unix_ns):
                     self._time.report(slots, unix_ns)
-                    self.cpu_ns = time.thread_time_ns()
                 self._time.seen(reader, now_ns, unix_ns)
                 self.sweeps += 1
-                ended_ns = time.monotonic_ns()
-                due_ns = max(due_ns + self._period_ns, ended_ns + (ended_ns - began_ns) * _LEAST_REST)
+                ended_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+                due_ns = max(due_ns + self._period_ns, ended_ns + (cpu_ns - self.cpu_ns) * _LEAST_REST)
+                self.cpu_ns = cpu_ns
                 time.sleep((due_ns - ended_ns) / SECOND_NS)
         finally:
             self.reader = None
