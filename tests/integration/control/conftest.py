@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -73,5 +74,7 @@ def stack(attached_collector: RunningCollector, tmp_path_factory: pytest.TempPat
         finally:
             if gunicorn is not None:
                 gunicorn.kill()
+            for one in (registry, database):
+                one.process.send_signal(signal.SIGTERM)
             registry.stop()
             database.stop()

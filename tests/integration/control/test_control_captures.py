@@ -46,7 +46,8 @@ def test_one_merged_profile_of_workers_and_database(stack: Stack, full: bool) ->
     print({"after the call": shown["seen_over"] - called, "after the end": shown["seen_over"] - shown["end"]})
     print({"skew": shown["start_skew"], "parts": shown["parts"]})
     assert (shown["state"], shown["failed"]) == ("done", [])
-    assert shown["seen_over"] - called <= seconds + 2 + 1  # it begins on a whole second
+    # It begins on a whole second, at most 1.2 s after the call.
+    assert shown["seen_over"] - called <= seconds + (2.0 if full else 3.2)
     assert shown["seen_over"] - shown["end"] <= 2.0
     assert shown["start_skew"] <= 0.05
     assert sorted((part["pod"], part["kind"]) for part in shown["parts"]) == [
@@ -60,10 +61,10 @@ def test_one_merged_profile_of_workers_and_database(stack: Stack, full: bool) ->
     assert list(merged.totals()) == shown["types"]["process_cpu"] == totals(shown, "process_cpu")
     waits = result(stack.collector, answer["id"], type="block")
     assert list(waits.totals()) == shown["types"]["block"] == totals(shown, "block")
-    for pod, name in (("database-0", "quay-database"), ("registry-0", "")):
+    for pod, name in (("database-0", "quay-database"), ("registry-0", "quay-app")):
         own = result(stack.collector, answer["id"], pod=pod)
         assert own.totals()[1] > 0
-        assert {stack_[0].function for stack_, _ in own.samples} == {name or own.labels["service_name"]}
+        assert {stack_[0].function for stack_, _ in own.samples} == {name}
     # Samples lie in the window, to a second's slot of the database's.
     slots = [about.slot_ns / 1e9 for _, about in merged.samples]
     assert shown["start"] - 0.99 <= min(slots) <= max(slots) < shown["end"]
@@ -108,7 +109,7 @@ def test_a_worker_that_dies_leaves_what_it_had(stack: Stack) -> None:
         for _, about in result(stack.collector, answer["id"]).samples
         if about.pid == victim
     ]
-    assert shown["start"] <= min(cut) <= max(cut) <= shown["start"] + 1.8
+    assert shown["start"] - 0.01 <= min(cut) <= max(cut) <= shown["start"] + 1.8
 
 
 def test_twenty_callers_at_once(stack: Stack) -> None:
@@ -136,7 +137,7 @@ def test_twenty_callers_at_once(stack: Stack) -> None:
     shown = [wait_over(stack.collector, one["id"]) for one in taken]
     assert {one["state"] for one in shown} == {"done"}
     # All of them began at the same second or the next: the same samples, up to those at the edges.
-    cpu = {}
+    cpu: dict[float, list[int]] = {}
     for one in shown:
         cpu.setdefault(one["start"], []).append(one["types"]["process_cpu"][1])
     for sums in cpu.values():
@@ -191,8 +192,8 @@ def test_go_tool_pprof_reads_a_postgres(stack: Stack, tmp_path: Path) -> None:
         [str(go) if go.exists() else "go", "tool", "pprof", "-top", "-cum", url],
         capture_output=True,
         text=True,
-        timeout=60,
-        env={**os.environ, "HOME": str(tmp_path), "PPROF_TMPDIR": str(tmp_path)},
+        timeout=150,  # newer Go builds the tool when it is first asked for
+        env={**os.environ, "PPROF_TMPDIR": str(tmp_path)},
     )
     assert ran.returncode == 0, ran.stderr
     assert "Type: cpu" in ran.stdout

@@ -26,7 +26,7 @@ __all__ = ["Captures"]
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 8
-_LEAD_NS = 300_000_000
+_LEAD_NS = 200_000_000
 """A command reaches its sidecar, and the sidecar its workers, within this."""
 _SECOND_NS = 10**9
 GRACE_S = 15.0

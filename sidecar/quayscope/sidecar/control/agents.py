@@ -19,7 +19,7 @@ from quayscope.sidecar.control.capturer import Captured, Collected, Window
 __all__ = ["AgentCapturer", "Rates"]
 
 _SLOT_NS = 250_000_000
-_WRITTEN_S = 0.6
+_WRITTEN_S = 0.5
 """A worker writes a slot 50 ms after its end; one that is busy, or whose queue is full, a little later."""
 _KEPT_S = 2
 

@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 from quayscope.profile import Profile
 from quayscope.profile.control import Target
 from quayscope.profile.model import Losses
+from quayscope.sidecar import procfs
 
-__all__ = ["MAX_SAMPLES", "Captured", "Capturer", "Clock", "Collected", "Window", "of_endpoint"]
+__all__ = ["MAX_SAMPLES", "Captured", "Capturer", "Clock", "Collected", "Window", "of_endpoint", "runs"]
 
 MAX_SAMPLES = 200_000
 """Distinct samples of one part; what comes beyond is counted lost."""
@@ -120,3 +121,9 @@ def of_endpoint(profiles: Iterable[Profile], endpoint: str) -> list[Profile]:
             profile.samples = kept
             found.append(profile)
     return found
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs: it is there, and no zombie."""
+    facts = procfs.stat(pid)
+    return facts is not None and facts.state not in "ZX"

@@ -20,7 +20,7 @@ from quayscope.sidecar.windows import SECOND_NS, WindowsTap
 
 __all__ = ["PostgresCapturer", "WatchedDatabase"]
 
-_WRITTEN_S = 0.7
+_WRITTEN_S = 0.6
 """What sessions waited for in a second is known that long after its end."""
 
 

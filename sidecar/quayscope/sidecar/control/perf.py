@@ -15,8 +15,7 @@ from typing import Protocol
 
 from quayscope.profile import Profile
 from quayscope.profile.control import Target
-from quayscope.sidecar import procfs
-from quayscope.sidecar.control.capturer import Captured, Collected, Window
+from quayscope.sidecar.control.capturer import Captured, Collected, Window, runs
 from quayscope.sidecar.errors import CaptureRefused
 from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ, Sampler
@@ -27,6 +26,8 @@ __all__ = ["NativeCapturer", "Open", "Opened", "PerfRecordings"]
 
 BUDGET_BYTES = 32 << 20
 """Rings of all captures together."""
+_EARLY_S = 0.3
+_NEAR_NS = 50_000_000
 _FLUSH_S = 1.0
 _NAMED_S = 2.2
 """How long after a second its samples are named at the latest, while the target goes on being sampled."""
@@ -75,7 +76,10 @@ class PerfRecordings:
         self, key: tuple[str, int], open_target: Open, window: Window, hz: int, cancelled: threading.Event
     ) -> Captured:
         """Sample one target for the window; raises `CaptureRefused` when the kernel does not let us."""
-        if not window.wait_start(cancelled):
+        # Opening events takes up to 50 ms: where the window begins with a second, what was sampled before it
+        # lies in another slot and is left out.
+        whole = abs((window.start_ns + SECOND_NS // 2) % SECOND_NS - SECOND_NS // 2) <= _NEAR_NS
+        if not window.wait_start(cancelled, _EARLY_S if whole else 0.0):
             raise CaptureRefused("cancelled before it began")
         hz = min(max(hz, LOWEST_HZ), HIGHEST_HZ)
         recording = self._join(key, open_target, hz)
@@ -87,8 +91,10 @@ class PerfRecordings:
             alone = self._leave(key, recording, hz)
         if not alone:
             self._wait_named(recording, ended_ns)
-        started_ns = max(recording.started_ns, window.start_ns)
-        return Captured(self._taken(recording, window), started_ns, ended_ns)
+        begins_ns = round(window.start_ns / SECOND_NS) * SECOND_NS if whole else window.start_ns
+        started_ns = max(recording.started_ns, begins_ns)
+        by_slot = whole or recording.shared
+        return Captured(self._taken(recording, window, by_slot, started_ns, ended_ns), started_ns, ended_ns)
 
     def close(self) -> None:
         """End the sampler; what is under way gives what it has."""
@@ -161,28 +167,15 @@ class PerfRecordings:
                 recording.profiles.append(profile)
 
     @staticmethod
-    def _taken(recording: _Recording, window: Window) -> list[Profile]:
+    def _taken(
+        recording: _Recording, window: Window, by_slot: bool, started_ns: int, ended_ns: int
+    ) -> list[Profile]:
         collected = Collected()
         for profile in list(recording.profiles):
-            if recording.shared:
-                samples = {
-                    key: values
-                    for key, values in profile.samples.items()
-                    if window.holds(key[1].slot_ns, SECOND_NS)
-                }
-                if not samples and not window.holds(profile.start_ns, SECOND_NS):
-                    continue
-                profile = Profile(
-                    profile.type,
-                    profile.labels,
-                    profile.start_ns,
-                    profile.duration_ns,
-                    profile.period,
-                    samples,
-                    profile.losses,
-                )
-            collected.add(profile)
-        return collected.within(window.start_ns, window.end_ns)
+            # Each is of one second.
+            if not by_slot or window.holds(profile.start_ns, SECOND_NS):
+                collected.add(profile)
+        return collected.within(started_ns, ended_ns)
 
 
 class _Native:
@@ -229,6 +222,6 @@ class NativeCapturer:
             )
 
         captured = self._recordings.record((self.kind, target.pid), open_target, window, hz, cancelled)
-        if procfs.cpu_ns(target.pid) is None:
+        if not runs(target.pid):
             return captured._replace(note=f"process {target.pid} ended during the capture")
         return captured

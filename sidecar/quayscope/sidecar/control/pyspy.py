@@ -13,7 +13,7 @@ from dataclasses import replace
 from quayscope.profile import Profile
 from quayscope.profile.control import Target
 from quayscope.sidecar import procfs
-from quayscope.sidecar.control.capturer import Captured, Collected, Window
+from quayscope.sidecar.control.capturer import Captured, Collected, Window, runs
 from quayscope.sidecar.errors import CaptureRefused
 from quayscope.sidecar.python.record import Capture, profile_of, record
 
@@ -106,7 +106,9 @@ class PySpyCapturer:
     def _watch(self, pid: int, window: Window, cancelled: threading.Event, before: int | None) -> None:
         while window.left_s() and not cancelled.wait(min(window.left_s(), _LOOK_S)):
             segment = self._segments.get(pid)
-            if segment is None or not segment.running:
+            if segment is None:
+                continue  # it is being begun anew
+            if not segment.running:
                 return
             used = procfs.cpu_ns(pid)
             if used is None:
@@ -143,7 +145,7 @@ class PySpyCapturer:
         if len(member.captures) == 1 and first.cost.attach_ns:
             self._attach_s = min(max(first.cost.attach_ns / 1e9, 0.05), 3.0)
         notes = []
-        if procfs.cpu_ns(target.pid) is None:
+        if not runs(target.pid):
             notes.append(f"process {target.pid} ended during the capture")
         if gaps_ns:
             notes.append(f"{gaps_ns / 1e9:.2f} s are missing: py-spy began anew for another capture")
