@@ -61,7 +61,7 @@ verify-sidecar: $(VENV)/.dev ## the sidecar's promises at full size, with figure
 bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--rounds 5"
 	PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS)
 
-bench-sidecar: $(VENV)/.dev ## what the native sampler costs and is worth, beside perf: make bench-sidecar ARGS="--parts cost"
+bench-sidecar: $(VENV)/.dev ## what the native sampler costs and is worth, beside perf: make bench-sidecar ARGS="--parts steady,perf"
 	PYTHONPATH=tests $(BIN)/python -m bench.sidecar $(ARGS)
 
 # A missed bound (exit code 1) is a result too: the document says so.

@@ -59,6 +59,7 @@ def _own_server(postgres: Any) -> list[str]:
     return ["--postgres", str(postgres.pid), "--postgres-dsn", postgres.dsn]
 
 
+@pytest.mark.alone
 # Each of the two users with one of the two versions: the pairs bring nothing more.
 @pytest.mark.parametrize(
     ("postgres", "plain"), [("18", False), ("16", True)], ids=["root", "plain"], indirect=["postgres"]
@@ -175,6 +176,7 @@ while True:
 """
 
 
+@pytest.mark.alone
 def test_tiers_counters_and_a_python_without_an_agent(
     postgres16: Any, load: Any, run_sidecar: Any, receiver: Any, until: Any, cpu_of: Callable[[int], int]
 ) -> None:
