@@ -145,6 +145,8 @@ def scope_of(method: str, path: str) -> str:
         return WRITE
     if path.startswith("/targets"):
         return CAPTURE if path.rstrip("/").rpartition("/")[2] not in ("targets", "pprof") else READ
+    if path == "/api/v1/sampling":
+        return ADMIN
     return READ if method in ("GET", "HEAD") else CAPTURE
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from cheroot.wsgi import Server as CherootServer
 from flask import Blueprint, Flask, Response, g, request
 
-from quayscope.collector.access import Access, Certificate, scope_of
+from quayscope.collector.access import CAPTURE, Access, Certificate, scope_of
 from quayscope.collector.control.door import ControlDoor
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, Forbidden, ForeignRequest, Unauthenticated
@@ -159,6 +159,10 @@ def create_app(
     def refuse_strangers() -> None:
         """Refuse who shows no token with the scope that is needed."""
         scope = scope_of(request.method, request.path)
+        if scope == CAPTURE and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # Go's paths begin a capture by a GET, which any page can make a browser send.
+            counters.add("foreign")
+            raise ForeignRequest("captures from pages of another site are not taken")
         if not scope:
             return
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from integration.collector.running_collector import RunningCollector
+from integration.collector.running_collector import RunningCollector, wait_for
 from integration.control.conftest import Stack
 from integration.control.pods import begin, wait_over
 from quayscope.profile import Profile, pprof
@@ -135,7 +136,7 @@ def test_twenty_callers_at_once(stack: Stack) -> None:
         assert 1 <= int(headers["retry-after"]) <= 6
         assert answer["next_step"].startswith("come again in")
     shown = [wait_over(stack.collector, one["id"]) for one in taken]
-    assert {one["state"] for one in shown} == {"done"}
+    assert {one["state"] for one in shown} == {"done"}, [one["failed"] for one in shown]
     # All of them began at the same second or the next: the same samples, up to those at the edges.
     cpu: dict[float, list[int]] = {}
     for one in shown:
@@ -159,6 +160,34 @@ def test_a_capture_is_cancelled(stack: Stack) -> None:
     assert {part["error"] for part in shown["parts"]} == {"cancelled"}
     assert stack.collector.request("DELETE", f"/api/v1/captures/{answer['id']}")[0] == 204
     assert stack.collector.request("DELETE", "/api/v1/captures/20260101T000000-00000000")[0] == 404
+
+
+def test_workers_are_told_a_rate(stack: Stack) -> None:
+    """All workers of the pods that match, for a while; numbers out of range are refused."""
+    asked = {"selector": {"pod": "registry-0"}, "rate": 50, "seconds": 2}
+    status, body, _ = stack.collector.request("POST", "/api/v1/sampling", json.dumps(asked).encode())
+    assert (status, json.loads(body)) == (202, {"pods": ["registry-0"]})
+    wait_for(lambda: "what=SetRate" in stack.registry.log())
+    rates: list[Any] = [
+        {"rate": 5000},
+        {"on": "no"},
+        {"hz": 5},
+        {"selector": {"pid": "x"}},
+        [],
+        {"seconds": 0.5},
+    ]
+    for wrong in rates:
+        status, body, _ = stack.collector.request("POST", "/api/v1/sampling", json.dumps(wrong).encode())
+        assert (status, "error" in json.loads(body)) == (400, True)
+    captures: list[dict[str, Any]] = [
+        {"kinds": ["ruby"]},
+        {"kinds": []},
+        {"seconds": 601},
+        {"rate": 0},
+        {"x": 1},
+    ]
+    for wrong in [*captures, {"selector": 3}]:
+        assert begin(stack.collector, **wrong)[0] == 400
 
 
 def test_every_format(stack: Stack) -> None:

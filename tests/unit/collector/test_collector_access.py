@@ -101,6 +101,7 @@ def test_a_file_that_makes_no_sense(tmp_path: Path, text: str) -> None:
         ("GET", "/api/v1/flamegraph", "read"),
         ("GET", "/api/v1/captures/x/result", "read"),
         ("POST", "/api/v1/captures", "capture"),
+        ("POST", "/api/v1/sampling", "admin"),
         ("DELETE", "/api/v1/captures/x", "capture"),
         ("POST", "/push.v1.PusherService/Push", "write"),
         ("POST", "/ingest", "write"),

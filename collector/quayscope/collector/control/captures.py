@@ -19,7 +19,7 @@ from quayscope.collector.control.request import CaptureRequest
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CollectorError, NoTarget, TooManyCaptures
 from quayscope.profile import Profile, pprof
-from quayscope.profile.control import Answer, CancelCapture, Command, Part, StartCapture
+from quayscope.profile.control import Answer, CancelCapture, Command, Part, SetRate, StartCapture
 
 __all__ = ["Captures"]
 
@@ -71,17 +71,7 @@ class Captures:
 
     def begin(self, request: CaptureRequest, by: str) -> Capture:
         """Begin a capture, asked for `by` somebody; raises `NoTarget` and `TooManyCaptures`."""
-        sessions = [
-            session
-            for session in self._hub.sessions()
-            if any(request.selects(target) for target in session.targets)
-        ]
-        if not sessions:
-            attached = ", ".join(session.name for session in self._hub.sessions()[:5])
-            raise NoTarget(
-                "no process of an attached pod matches the selector",
-                next_step=f"GET /api/v1/targets lists them (attached: {attached or 'no pod'})",
-            )
+        sessions = self._matching(request)
         now_ns = self._hub.now_ns()
         start_ns = -(-(now_ns + _LEAD_NS) // _SECOND_NS) * _SECOND_NS
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // _SECOND_NS))
@@ -111,6 +101,25 @@ class Captures:
                     share.error = str(error)
         self._changed.set()
         return capture
+
+    def set_rate(self, request: CaptureRequest, rate: SetRate, by: str) -> list[str]:
+        """Have the workers of all pods that match sample at a rate; returns the pods. Raises `NoTarget`."""
+        sessions = self._matching(request)
+        log.info("rate", extra={"by": by, "pods": len(sessions), **rate._asdict()})
+        for session in sessions:
+            session.send(Command(f"rate-{secrets.token_hex(4)}", rate))
+        return [session.name for session in sessions]
+
+    def _matching(self, request: CaptureRequest) -> list[Session]:
+        all_sessions = self._hub.sessions()
+        found = [one for one in all_sessions if any(request.selects(target) for target in one.targets)]
+        if not found:
+            attached = ", ".join(session.name for session in all_sessions[:5])
+            raise NoTarget(
+                "no process of an attached pod matches the selector",
+                next_step=f"GET /api/v1/targets lists them (attached: {attached or 'no pod'})",
+            )
+        return found
 
     def cancel(self, name: str, by: str) -> bool:
         """End a capture early: its parts come as far as they got. False where none of that id runs."""

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from quayscope.collector.control.captures import Captures
 from quayscope.collector.control.hub import Hub
 from quayscope.collector.control.kept import KeptCaptures
-from quayscope.collector.control.request import read_request
+from quayscope.collector.control.request import read_rate, read_request
 from quayscope.collector.errors import BadRequest, CollectorError, NoTarget, TooManyCaptures
 from quayscope.collector.receive.body import read
 from quayscope.collector.render import FORMATS
@@ -69,14 +69,14 @@ def captures_blueprint(captures: Captures, kept: KeptCaptures, hub: Hub, pyrosco
             ]
         )
 
+    @paths.post("/sampling")
+    def sampling() -> tuple[Response, int]:
+        asked, rate = read_rate(_document())
+        return jsonify(pods=captures.set_rate(asked, rate, g.who)), 202
+
     @paths.post("/captures")
     def begin() -> tuple[Response, int, dict[str, str]]:
-        body = read(request.environ["wsgi.input"], request.content_length or 0, _MAX_BODY)
-        try:
-            document = json.loads(body or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise BadRequest("the body is not JSON", next_step='send {"selector": {...}}') from error
-        capture = captures.begin(read_request(document), g.who)
+        capture = captures.begin(read_request(_document()), g.who)
         place = f"/api/v1/captures/{capture.name}"
         return (
             jsonify(id=capture.name, start=capture.start_ns / 1e9, end=capture.end_ns / 1e9),
@@ -128,6 +128,13 @@ def captures_blueprint(captures: Captures, kept: KeptCaptures, hub: Hub, pyrosco
         if wanted == "html":
             answer.headers["Content-Security-Policy"] = policy()
         return answer
+
+    def _document() -> Any:
+        body = read(request.environ["wsgi.input"], request.content_length or 0, _MAX_BODY)
+        try:
+            return json.loads(body or b"{}")
+        except (ValueError, RecursionError) as error:
+            raise BadRequest("the body is not JSON", next_step='send {"selector": {...}}') from error
 
     def _about(name: str) -> dict[str, Any]:
         about = captures.shown(name)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quayscope.collector.control.hub import labels_match
 from quayscope.collector.errors import BadRequest
-from quayscope.profile.control import KINDS, Target
+from quayscope.profile.control import KINDS, SetRate, Target
 
-__all__ = ["ALL", "CaptureRequest", "read_request"]
+__all__ = ["ALL", "CaptureRequest", "read_rate", "read_request"]
 
 ALL = ("python", "postgres", "go", "native")
 """What `all` stands for, in order: each process is captured by the first that suits it."""
 LONGEST_S, HIGHEST_HZ = 600, 999
 _DEFAULT_S, _DEFAULT_HZ = 10, 99
+_LONGEST_RATE_S = 86_400
 _ALIASES = {"service": "service_name"}
 _COMPONENTS = {"postgres": "quay-database"}
 """Components of the operator whose service_name is another one."""
@@ -57,11 +58,7 @@ def read_request(document: Any) -> CaptureRequest:
     """Read `{"selector": {...}, "seconds", "rate", "kinds"}`; raises `BadRequest`."""
     if not isinstance(document, dict):
         raise BadRequest("the capture is not a JSON object", next_step='send {"selector": {...}}')
-    unknown = sorted(document.keys() - {"selector", "seconds", "rate", "kinds"})
-    if unknown:
-        raise BadRequest(
-            f"{str(unknown[0])[:40]!r} is not known", next_step="use selector, seconds, rate, kinds"
-        )
+    _check_names(document, ("selector", "seconds", "rate", "kinds"))
     selector = document.get("selector", {})
     if not isinstance(selector, dict) or len(selector) > _MAX_LABELS:
         raise BadRequest("the selector is not a small object", next_step=f"use {_SELECTOR}")
@@ -87,6 +84,26 @@ def read_request(document: Any) -> CaptureRequest:
         _number(document, "rate", _DEFAULT_HZ, HIGHEST_HZ),
         _kinds(document.get("kinds", ["all"])),
     )
+
+
+def read_rate(document: Any) -> tuple[CaptureRequest, SetRate]:
+    """Read `{"selector", "on", "rate", "seconds"}`: whose workers, how they sample; raises `BadRequest`."""
+    if not isinstance(document, dict):
+        raise BadRequest("the body is not a JSON object", next_step='send {"selector": {...}}')
+    _check_names(document, ("selector", "on", "rate", "seconds"))
+    on = document.get("on", True)
+    if not isinstance(on, bool):
+        raise BadRequest("on is neither true nor false")
+    rate = _number(document, "rate", 1, HIGHEST_HZ) if "rate" in document else 0
+    seconds = _number(document, "seconds", 1, _LONGEST_RATE_S) if "seconds" in document else 0
+    selected = read_request({"selector": document.get("selector", {})})
+    return selected, SetRate(rate, not on, seconds)
+
+
+def _check_names(document: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = sorted(str(name) for name in document.keys() - set(known))
+    if unknown:
+        raise BadRequest(f"{unknown[0][:40]!r} is not known", next_step=f"use {', '.join(known)}")
 
 
 def _number(document: Mapping[str, Any], name: str, default: int, most: int) -> int:
