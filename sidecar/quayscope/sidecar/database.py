@@ -29,7 +29,7 @@ from quayscope.sidecar.postgres.statistics import ServerStatistics
 from quayscope.sidecar.postgres.waits import Waits
 from quayscope.sidecar.statements import StatementSource
 from quayscope.sidecar.targets import BackendPids, Postmaster, find_postmasters, postmaster_at
-from quayscope.sidecar.windows import SECOND_NS, Windows
+from quayscope.sidecar.windows import SECOND_NS, Windows, WindowsTap
 
 __all__ = ["Database", "DatabaseOptions"]
 
@@ -122,6 +122,16 @@ class Database:
                 Capability("pg_stat_activity", False, "no connection string was given", "--postgres-dsn DSN")
             )
         self._find()
+
+    def tap(self, tap: WindowsTap) -> None:
+        """Have `tap` called with what its sessions are seen to do, from several threads."""
+        for windows in (self._seen, self._swept):
+            windows.tap(tap)
+
+    def untap(self, tap: WindowsTap) -> None:
+        """Call it no longer."""
+        for windows in (self._seen, self._swept):
+            windows.untap(tap)
 
     def counts(self) -> dict[str, int]:
         """Return what went wrong so far: reads of a statement that was none or changed, faults."""
