@@ -95,13 +95,16 @@ class _Ring:
         self._control = view[:_PAGE].cast("Q")
         self.data = view[_PAGE:]
         self.words = self.data.cast("Q")
-        self.read = self.noted = 0
+        self.read = self.seen = self.noted = 0
 
     def head(self) -> int:
         return self._control[_HEAD]
 
     def release(self) -> None:
         self._control[_TAIL] = self.read
+
+    def tail(self) -> int:
+        return self._control[_TAIL]
 
     def close(self) -> None:
         for view in (self._control, self.words, self.data):
@@ -181,7 +184,7 @@ class Rings(Generic[Source]):
     def drain(self) -> list[Taken[Source] | Record]:
         """Return what is in all rings, in the order of time; valid until `release`.
 
-        Where readers wake at each sample, only what was noted is taken; see `unnoted`.
+        Where readers wake at each sample, only what was noted is taken; see `noted`.
         """
         # What is written into one ring while another is read waits: else a child's samples could come
         # before its birth.
@@ -208,12 +211,17 @@ class Rings(Generic[Source]):
         with self._lock:
             return max((ring.head() - ring.read) / ring.size for ring in self._rings) if self._rings else 0.0
 
-    def unnoted(self) -> list[tuple[tuple[int, int], int]]:
-        """Return (place, pid) of the samples written since the last call, and count them as noted."""
-        found: list[tuple[tuple[int, int], int]] = []
+    def released(self) -> dict[int, int]:
+        """Return the position in each CPU's ring before which nothing is held any more."""
+        with self._lock:
+            return {ring.cpu: ring.tail() for ring in self._rings}
+
+    def unnoted(self) -> list[tuple[tuple[int, int], int, int]]:
+        """Return (place, pid, time) of the samples written since the last call; see `noted`."""
+        found: list[tuple[tuple[int, int], int, int]] = []
         with self._lock:
             for ring in self._rings:
-                head, at = ring.head(), ring.noted
+                head, at = ring.head(), ring.seen
                 if at == head:
                     continue
                 words = ring.words
@@ -222,12 +230,19 @@ class Rings(Generic[Source]):
                     word = at // 8
                     header = words[word % count]
                     if header & 0xFFFFFFFF == SAMPLE:
-                        found.append(((ring.cpu, at), words[(word + 2) % count] & 0xFFFFFFFF))
+                        pid = words[(word + 2) % count] & 0xFFFFFFFF
+                        found.append(((ring.cpu, at), pid, words[(word + 3) % count]))
                     if header >> 48 < 8:
                         break  # `drain` counts it
                     at += header >> 48
-                ring.noted = head
+                ring.seen = head
         return found
+
+    def noted(self) -> None:
+        """Let `drain` take what `unnoted` has returned."""
+        with self._lock:
+            for ring in self._rings:
+                ring.noted = ring.seen
 
     def _read(self, ring: _Ring, end: int, limit: int, out: list[Taken[Source] | Record]) -> None:
         at, size, data, words = ring.read, ring.size, ring.data, ring.words

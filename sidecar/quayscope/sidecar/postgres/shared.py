@@ -24,6 +24,7 @@ from quayscope.sidecar.postgres.routes import Look, MappedMemory, ReadMemory, Sh
 from quayscope.sidecar.postgres.slots import (
     BACKGROUND_WORKER,
     Decoder,
+    Glance,
     Session,
     Slot,
     started_ns,
@@ -31,7 +32,7 @@ from quayscope.sidecar.postgres.slots import (
 )
 from quayscope.sidecar.targets import BackendPids, Postmaster
 
-__all__ = ["SHARED_MEMORY", "MemoryGone", "SharedReader", "open_reader"]
+__all__ = ["SHARED_MEMORY", "MemoryGone", "SharedReader", "Torn", "open_reader"]
 
 SHARED_MEMORY = "postgres_shared_memory"
 _CHUNK = 64 * COUNTER_AND_PID.size
@@ -49,8 +50,12 @@ class MemoryGone(SidecarError):
     """The server has ended, or has made its shared memory anew: it is to be opened again."""
 
 
+class Torn(SidecarError):
+    """A slot that was being written whenever it was read."""
+
+
 class SharedReader:
-    """Reads all backends of one server; for one thread, apart from `look`.
+    """Reads all backends of one server; for one thread, apart from `glance`, `leader` and `look`.
 
     `changes` are the slots that the last sweep saw otherwise than the one before, by number: the old and the
     new, None where there is none. `counts` says what could not be read: torn, invalid (an entry that points
@@ -74,6 +79,8 @@ class SharedReader:
         self._slots: dict[int, Slot] = {}
         self._procs: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
+        self._number_of_ours: dict[int, int] = {}
+        self._sought: dict[int, int | None] = {}
         self._applications: dict[int, bytes] = {}
         self._proc_of_pid: dict[int, int] = {}
         self._watched: list[int] = []
@@ -109,15 +116,65 @@ class SharedReader:
             # After the slots: who ends as he should clears his before.
             for number in self._deaths.take():
                 self._die(number)
+            if self._sought:
+                self._sought.clear()
         except OSError as error:
             raise MemoryGone(f"shared memory of postmaster {self.server.pid}: {error.strerror}") from error
         return list(self._slots.values())
 
-    def look(self, server_pid: int) -> Slot | None:
-        """Return one backend as it is right now, None when it has no slot or is being written.
+    def glance(self, pid: int) -> Glance | None:
+        """Return the activity of a process (by our pid) right now, None when it has no slot.
 
-        For the sampler's wake-up: two system calls at most, none where the memory is mapped.
+        For the sampler's wake-up, on its thread: microseconds where the memory is mapped, else a system call
+        a try. A process that no sweep has seen yet is looked for once. Raises `Torn` when the slot is being
+        written at each of three looks.
         """
+        number = self._number_of_ours.get(pid)
+        try:
+            if number is None:
+                number = self._seek(pid)
+                if number is None:
+                    return None
+            proc = self._procs.get(number, 0)
+            for _ in range(_ATTEMPTS):
+                (seen,) = self._memory.look([(number, proc)])
+                if seen.steady():
+                    return self._glanced(number, seen, pid)
+        except (OSError, ValueError):  # ValueError: closed meanwhile
+            return None
+        raise Torn(f"the slot of process {pid} is being written")
+
+    def leader(self, pid: int) -> int:
+        """Return the process (by our pid) that leads the group a parallel worker is in, else 0."""
+        number = self._number_of_ours.get(pid)
+        slot = None if number is None else self._slots.get(number)
+        leader = 0 if slot is None else slot.leader
+        if not leader:
+            own = self._pids.own(pid)
+            try:
+                proc = self._memory.proc_pids().index(own)
+                leader = self._leader(proc, own)
+            except (OSError, ValueError):
+                return 0
+        return (self._pids.resolve(leader) or 0) if leader else 0
+
+    def _seek(self, pid: int) -> int | None:
+        number = self._sought.get(pid, -1)
+        if number == -1:
+            number = self._sought[pid] = self._memory.find(self._pids.own(pid))
+        return number
+
+    def _glanced(self, number: int, seen: Look, pid: int) -> Glance | None:
+        entry = self._decoder.entry(number, seen)
+        if entry is None:
+            return None
+        slot = self._slots.get(number)
+        if slot is None or slot.session.pid != pid:
+            return self._decoder.glance(entry, seen) if entry.pid == self._pids.own(pid) else None
+        return self._decoder.glance(entry, seen) if _is_of(slot, entry) else None
+
+    def look(self, server_pid: int) -> Slot | None:
+        """Return one backend as it is right now, None when it has no slot or is being written."""
         number = self._number_of.get(server_pid, -1)
         slot, proc = self._slots.get(number), self._procs.get(number)
         if slot is None or proc is None:
@@ -293,9 +350,13 @@ class SharedReader:
         if new is not None:
             self._slots[number] = new
             self._number_of[new.session.server_pid] = number
+            if new.session.pid:
+                self._number_of_ours[new.session.pid] = number
         else:
             if old is not None and self._number_of.get(old.session.server_pid) == number:
                 del self._number_of[old.session.server_pid]
+            if old is not None and self._number_of_ours.get(old.session.pid) == number:
+                del self._number_of_ours[old.session.pid]
             self._slots.pop(number, None)
             self._procs.pop(number, None)
             self._applications.pop(number, None)
