@@ -34,9 +34,9 @@ class Notes(Protocol):
     """What somebody who wakes at each sample has noted."""
 
     def look(self) -> None:
-        """Note what nobody has noted yet."""
+        """Prepare for a batch: what is in the rings is to be noted."""
 
-    def take(self, place: tuple[int, int], pid: int) -> Note:
+    def take(self, place: tuple[int, int], pid: int, time_ns: int) -> Note:
         """Return the note for a process's sample that lay at a place in the rings, and forget it."""
 
     def forget(self, pid: int) -> None:
@@ -98,7 +98,7 @@ class Batches:
 
     def _sample(self, taken: Taken[Tracked], offset: int, notes: Notes | None) -> None:
         tracked, sample = taken.source, taken.sample
-        note = notes.take(taken.place, sample.pid) if notes is not None else None
+        note = notes.take(taken.place, sample.pid, taken.time_ns) if notes is not None else None
         if not tracked.source.accepts(taken.event, taken.place[0], sample.tid):
             return
         pid = sample.pid

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from quayscope.sidecar import procfs
 from quayscope.sidecar.postgres.join import Clock, Verdict, judge
-from quayscope.sidecar.postgres.shared import SharedReader, Torn
+from quayscope.sidecar.postgres.shared import Peek, SharedReader, Torn
 from quayscope.sidecar.postgres.slots import BACKGROUND_WORKER, Glance, worker_type
 from quayscope.sidecar.statements import LONGEST_DESCRIBED, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster, backend_type
 
-__all__ = ["Backends", "Ran", "Running"]
+__all__ = ["Backends", "Noted", "Ran", "Running"]
 
 Backends = Callable[[], SharedReader | None]
 """Gives the reader of the server's shared memory, None while there is none."""
@@ -45,13 +45,33 @@ class Ran(NamedTuple):
     pid: int
 
 
+class Noted(NamedTuple):
+    """What was seen of a process at a look, to be judged for its samples later.
+
+    `looked_ns` is Unix nanoseconds, `ran` what is certain already. Where there is a `reader`, `peek` is what
+    it read of the process, or of its leader; `whole` is the text where the slot cuts it.
+    """
+
+    looked_ns: int
+    ran: Ran
+    reader: SharedReader | None = None
+    peek: Peek | None = None
+    whole: str | None = None
+
+    @property
+    def size(self) -> int:
+        """About the memory that it holds, in bytes."""
+        text = len(self.whole) if self.whole is not None else len(self.ran.text or "")
+        return text + (len(self.peek.seen.activity) if self.peek is not None else 0)
+
+
 class _Whole(NamedTuple):
     activity_start_ns: int
     text: str
 
 
 class Running:
-    """Tells what the processes of one server ran; for one thread, apart from `forget`.
+    """Tells what the processes of one server ran: `note` at once, on any thread, `settle` at leisure, on one.
 
     Holds up to 1,024 long texts of 16,384 characters, and as many parallel workers' statements.
     """
@@ -68,101 +88,100 @@ class Running:
         self._clock = Clock.read()
         self._trusted = True
 
-    def begin(self) -> None:
-        """Begin a look: measure the clocks."""
+    def note(self, pid: int) -> Noted:
+        """Look at a process: what takes time or thought comes later."""
+        reader = self._backends() if self._backends is not None else None
+        if reader is None or pid == self._server.pid:
+            return self._note_text(pid)
+        try:
+            peek = reader.peek(pid)
+            now_ns = time.time_ns()
+            if peek is not None and reader.is_plain(peek):
+                return Noted(now_ns, Ran(None, CLIENT_BACKEND, False, pid), reader, peek)
+            if peek is None:
+                return Noted(now_ns, self._without_slot(pid))
+            return self._note_special(reader, pid, peek, now_ns)
+        except Torn:
+            return Noted(time.time_ns(), self._unknown(pid))
+
+    def _note_text(self, pid: int) -> Noted:
+        """Note the text that a process shows, where its slot may not be read."""
+        text = None
+        if self._texts is not None and pid != self._server.pid:
+            text = self._texts.statement(pid)
+        return Noted(time.time_ns(), Ran(text, self.role(pid), text is not None, pid))
+
+    def _note_special(self, reader: SharedReader, pid: int, peek: Peek, now_ns: int) -> Noted:
+        """Note what is no client backend, or shows a text that is cut."""
+        seen = reader.glance(peek)
+        if seen is None:
+            return Noted(now_ns, self._unknown(pid))
+        role = self._role_of(pid, seen)
+        if role == _PARALLEL_WORKER:
+            return self._note_worker(reader, pid, peek, now_ns)
+        ran = Ran(None, role, False, pid)
+        if role not in _WITH_STATEMENTS:
+            return Noted(now_ns, ran)
+        return Noted(now_ns, ran, reader, peek, self._complete(reader, pid, seen))
+
+    def _note_worker(self, reader: SharedReader, pid: int, peek: Peek, now_ns: int) -> Noted:
+        """Note a parallel worker: it lives for one statement, its leader's, and shows it once it runs."""
+        held = self._workers.get(pid)
+        if held is not None:
+            return Noted(now_ns, Ran(held[0], _PARALLEL_WORKER, False, held[1]))
+        leader = reader.leader(pid)
+        ran = Ran(None, _PARALLEL_WORKER, False, leader or pid)
+        seen = reader.glance(peek)
+        if seen is not None and seen.text:
+            text = self._complete(reader, pid, seen) or seen.decoded
+            if leader:
+                _keep(self._workers, pid, (text, leader))
+            return Noted(now_ns, ran._replace(text=text))
+        shown = reader.peek(leader) if leader else None
+        if shown is None:
+            return Noted(now_ns, ran._replace(unproven=True))
+        return Noted(time.time_ns(), ran, reader, shown)
+
+    def _complete(self, reader: SharedReader, pid: int, seen: Glance) -> str | None:
+        """Read a text whole that the slot cuts, if the process runs the same statement still."""
+        if not seen.truncated or self._texts is None or len(seen.text) >= LONGEST_DESCRIBED:
+            return None
+        cut = seen.decoded
+        held = self._whole.get(pid)
+        if held is not None and held.activity_start_ns == seen.activity_start_ns:
+            return held.text if held.text.startswith(cut) else None
+        whole = self._texts.statement(pid)
+        if whole is None or not whole.startswith(cut):
+            return None
+        peek = reader.peek(pid)
+        again = None if peek is None else reader.glance(peek)
+        # Another statement may begin alike: the text is this one's if nothing has begun since.
+        if again is None or again.activity_start_ns != seen.activity_start_ns:
+            return None
+        _keep(self._whole, pid, _Whole(seen.activity_start_ns, whole[:LONGEST_DESCRIBED]))
+        return whole[:LONGEST_DESCRIBED]
+
+    def measure(self) -> None:
+        """Measure the clocks; to be called before what was noted since the last time is settled."""
         clock = Clock.read()
         # Times from before and after the clock was set do not compare.
         self._trusted = not clock.was_set_since(self._clock)
         self._clock = clock
 
-    def at(self, pid: int, times: Sequence[int]) -> list[Ran]:
-        """Return what a process ran at each of some samples' times (CLOCK_MONOTONIC, ns), all before now."""
-        if pid == self._server.pid:
-            return [Ran(None, "postmaster", False, pid)] * len(times)
-        reader = self._backends() if self._backends is not None else None
-        if reader is None:
-            text = self._texts.statement(pid) if self._texts is not None else None
-            return [Ran(text, self.role(pid), text is not None, pid)] * len(times)
-        try:
-            seen = reader.glance(pid)
-        except Torn:
-            return [self._unknown(pid)] * len(times)
-        if seen is None:
-            return [self._without_slot(pid)] * len(times)
-        role = self._role_of(pid, seen)
-        if role == _PARALLEL_WORKER:
-            return self._worker(reader, pid, seen, times)
-        if role not in _WITH_STATEMENTS:
-            return [Ran(None, role, False, pid)] * len(times)
-        return self._judged(reader, pid, seen, times, Ran(None, role, False, pid))
-
-    def _judged(
-        self, reader: SharedReader, shown: int, seen: Glance, times: Sequence[int], ran: Ran
-    ) -> list[Ran]:
-        """Judge by the slot of the process `shown`; `ran` is what is certain already."""
-        found: list[Ran] = []
-        text: str | None = None
-        clock, now_ns = self._clock, time.time_ns()
-        for time_ns in times:
-            verdict = Verdict.UNKNOWN
-            if self._trusted:
-                verdict = judge(seen, time_ns + clock.offset_ns, now_ns, clock.error_ns)
-            if verdict is Verdict.STATEMENT:
-                text = text or self._text(reader, shown, seen)
-                found.append(ran._replace(text=text))
-            else:
-                found.append(ran._replace(unproven=verdict is Verdict.UNKNOWN))
-        return found
-
-    def _worker(self, reader: SharedReader, pid: int, seen: Glance, times: Sequence[int]) -> list[Ran]:
-        """Answer for a parallel worker: it lives for one statement, its leader's, and shows it in time."""
-        held = self._workers.get(pid)
-        if held is not None:
-            return [Ran(held[0], _PARALLEL_WORKER, False, held[1])] * len(times)
-        leader = reader.leader(pid)
-        ran = Ran(None, _PARALLEL_WORKER, False, leader or pid)
-        if seen.text:
-            text = self._text(reader, pid, seen)
-            if leader:
-                _keep(self._workers, pid, (text, leader))
-            return [ran._replace(text=text)] * len(times)
-        try:
-            shown = reader.glance(leader) if leader else None
-        except Torn:
-            shown = None
-        if shown is None:
-            return [ran._replace(unproven=True)] * len(times)
-        return self._judged(reader, leader, shown, times, ran)
-
-    def _text(self, reader: SharedReader, pid: int, seen: Glance) -> str:
-        """Return a slot's text, completed from the process itself if it runs the same statement still."""
-        if not seen.truncated:
-            return seen.text.decode(errors="replace")
-        cut = seen.text.decode(errors="ignore")
-        held = self._whole.get(pid)
-        if (
-            held is not None
-            and held.activity_start_ns == seen.activity_start_ns
-            and held.text.startswith(cut)
-        ):
-            return held.text
-        whole = (
-            self._texts.statement(pid)
-            if self._texts is not None and len(seen.text) < LONGEST_DESCRIBED
-            else None
-        )
-        if whole is None or not whole.startswith(cut):
-            return cut[:LONGEST_DESCRIBED]
-        try:
-            again = reader.glance(pid)
-        except Torn:
-            again = None
-        # Another statement may begin alike: the text is this one's if nothing has begun since.
-        if again is None or again.activity_start_ns != seen.activity_start_ns:
-            return cut
-        whole = whole[:LONGEST_DESCRIBED]
-        _keep(self._whole, pid, _Whole(seen.activity_start_ns, whole))
-        return whole
+    def settle(self, noted: Noted, time_ns: int) -> Ran:
+        """Return what a process ran at a sample's time (CLOCK_MONOTONIC, ns), before it was looked at."""
+        ran, peek = noted.ran, noted.peek
+        if noted.reader is None or peek is None:
+            return ran
+        seen = noted.reader.glance(peek)
+        if seen is None or not self._trusted:
+            return ran._replace(unproven=True)
+        clock = self._clock
+        verdict = judge(seen, time_ns + clock.offset_ns, noted.looked_ns, clock.error_ns)
+        if verdict is Verdict.STATEMENT:
+            text = noted.whole if noted.whole is not None else seen.decoded[:LONGEST_DESCRIBED]
+            return ran._replace(text=text)
+        return ran._replace(unproven=verdict is Verdict.UNKNOWN)
 
     def _without_slot(self, pid: int) -> Ran:
         """Answer for a process that has no slot: it begins, it has ended, or it is none with statements."""

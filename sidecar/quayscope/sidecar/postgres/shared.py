@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.errors import SidecarError
 from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.deaths import Deaths
 from quayscope.sidecar.postgres.enums import names_of
-from quayscope.sidecar.postgres.layout import COUNTER_AND_PID, Entry, Layout
+from quayscope.sidecar.postgres.layout import BACKEND_TYPE, COUNTER_AND_PID, Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.program import Unreadable, regions
 from quayscope.sidecar.postgres.routes import Look, MappedMemory, ReadMemory, SharedMemory
@@ -30,9 +31,9 @@ from quayscope.sidecar.postgres.slots import (
     started_ns,
     worker_type,
 )
-from quayscope.sidecar.targets import BackendPids, Postmaster
+from quayscope.sidecar.targets import CLIENT_BACKEND, BackendPids, Postmaster
 
-__all__ = ["SHARED_MEMORY", "MemoryGone", "SharedReader", "Torn", "open_reader"]
+__all__ = ["SHARED_MEMORY", "MemoryGone", "Peek", "SharedReader", "Torn", "open_reader"]
 
 SHARED_MEMORY = "postgres_shared_memory"
 _CHUNK = 64 * COUNTER_AND_PID.size
@@ -54,8 +55,16 @@ class Torn(SidecarError):
     """A slot that was being written whenever it was read."""
 
 
+class Peek(NamedTuple):
+    """What was read of one slot: its number, the pid that it has to show, its bytes."""
+
+    number: int
+    server_pid: int
+    seen: Look
+
+
 class SharedReader:
-    """Reads all backends of one server; for one thread, apart from `glance`, `leader` and `look`.
+    """Reads all backends of one server; for one thread, apart from `peek`, `leader` and `look`.
 
     `changes` are the slots that the last sweep saw otherwise than the one before, by number: the old and the
     new, None where there is none. `counts` says what could not be read: torn, invalid (an entry that points
@@ -73,14 +82,15 @@ class SharedReader:
         self._enums = names_of(layout.major)
         self._names = names or OidNames()
         self._decoder = Decoder(layout, self._enums, self._names)
+        self._client = self._enums.backend_types.index(CLIENT_BACKEND).to_bytes(4, "little")
         self._as_of = self._names.version
         self._pids = BackendPids(server)
         self._heads = bytes(layout.slots * COUNTER_AND_PID.size)
         self._slots: dict[int, Slot] = {}
         self._procs: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
-        self._number_of_ours: dict[int, int] = {}
-        self._sought: dict[int, int | None] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        self._sought: dict[int, tuple[int, int] | None] = {}
         self._applications: dict[int, bytes] = {}
         self._proc_of_pid: dict[int, int] = {}
         self._watched: list[int] = []
@@ -122,35 +132,46 @@ class SharedReader:
             raise MemoryGone(f"shared memory of postmaster {self.server.pid}: {error.strerror}") from error
         return list(self._slots.values())
 
-    def glance(self, pid: int) -> Glance | None:
-        """Return the activity of a process (by our pid) right now, None when it has no slot.
+    def peek(self, pid: int) -> Peek | None:
+        """Read the slot of a process (by our pid) right now; None when it has none.
 
         For the sampler's wake-up, on its thread: microseconds where the memory is mapped, else a system call
         a try. A process that no sweep has seen yet is looked for once. Raises `Torn` when the slot is being
         written at each of three looks.
         """
-        number = self._number_of_ours.get(pid)
+        place = self._places.get(pid)
         try:
-            if number is None:
-                number = self._seek(pid)
-                if number is None:
+            if place is None:
+                place = self._seek(pid)
+                if place is None:
                     return None
-            proc = self._procs.get(number, 0)
+            number, own = place
             for _ in range(_ATTEMPTS):
-                (seen,) = self._memory.look([(number, proc)])
+                (seen,) = self._memory.look([(number, 0)])
                 if seen.steady():
-                    return self._glanced(number, seen, pid)
+                    return Peek(number, own, seen)
         except (OSError, ValueError):  # ValueError: closed meanwhile
             return None
         raise Torn(f"the slot of process {pid} is being written")
 
+    def is_plain(self, peek: Peek) -> bool:
+        """Whether a slot is a client backend's and its text is whole."""
+        seen = peek.seen
+        return seen.entry[BACKEND_TYPE] == self._client and len(seen.activity) < self.layout.text_size - 1
+
+    def glance(self, peek: Peek) -> Glance | None:
+        """Return what a process's slot showed, None when it was another's, or none."""
+        entry = self._decoder.entry(peek.number, peek.seen)
+        if entry is None or entry.pid != peek.server_pid:
+            return None
+        return self._decoder.glance(entry, peek.seen)
+
     def leader(self, pid: int) -> int:
         """Return the process (by our pid) that leads the group a parallel worker is in, else 0."""
-        number = self._number_of_ours.get(pid)
-        slot = None if number is None else self._slots.get(number)
+        number, own = self._places.get(pid) or (-1, self._pids.own(pid))
+        slot = self._slots.get(number)
         leader = 0 if slot is None else slot.leader
         if not leader:
-            own = self._pids.own(pid)
             try:
                 proc = self._memory.proc_pids().index(own)
                 leader = self._leader(proc, own)
@@ -158,20 +179,13 @@ class SharedReader:
                 return 0
         return (self._pids.resolve(leader) or 0) if leader else 0
 
-    def _seek(self, pid: int) -> int | None:
-        number = self._sought.get(pid, -1)
-        if number == -1:
-            number = self._sought[pid] = self._memory.find(self._pids.own(pid))
-        return number
-
-    def _glanced(self, number: int, seen: Look, pid: int) -> Glance | None:
-        entry = self._decoder.entry(number, seen)
-        if entry is None:
-            return None
-        slot = self._slots.get(number)
-        if slot is None or slot.session.pid != pid:
-            return self._decoder.glance(entry, seen) if entry.pid == self._pids.own(pid) else None
-        return self._decoder.glance(entry, seen) if _is_of(slot, entry) else None
+    def _seek(self, pid: int) -> tuple[int, int] | None:
+        if pid in self._sought:
+            return self._sought.get(pid)
+        own = self._pids.own(pid)
+        number = self._memory.find(own)
+        place = self._sought[pid] = None if number is None else (number, own)
+        return place
 
     def look(self, server_pid: int) -> Slot | None:
         """Return one backend as it is right now, None when it has no slot or is being written."""
@@ -347,16 +361,17 @@ class SharedReader:
         return 0 if leader == pid else leader
 
     def _put(self, number: int, old: Slot | None, new: Slot | None) -> None:
+        if old is not None and (new is None or new.session.server_pid != old.session.server_pid):
+            if self._number_of.get(old.session.server_pid) == number:
+                del self._number_of[old.session.server_pid]
+            if self._places.get(old.session.pid, (-1, 0))[0] == number:
+                del self._places[old.session.pid]
         if new is not None:
             self._slots[number] = new
             self._number_of[new.session.server_pid] = number
             if new.session.pid:
-                self._number_of_ours[new.session.pid] = number
+                self._places[new.session.pid] = (number, new.session.server_pid)
         else:
-            if old is not None and self._number_of.get(old.session.server_pid) == number:
-                del self._number_of[old.session.server_pid]
-            if old is not None and self._number_of_ours.get(old.session.pid) == number:
-                del self._number_of_ours[old.session.pid]
             self._slots.pop(number, None)
             self._procs.pop(number, None)
             self._applications.pop(number, None)

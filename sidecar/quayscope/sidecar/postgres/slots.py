@@ -96,6 +96,11 @@ class Glance(NamedTuple):
     text: bytes
     truncated: bool
 
+    @property
+    def decoded(self) -> str:
+        """The text in characters: half a character at its cut end is none."""
+        return self.text.decode(errors="ignore" if self.truncated else "replace")
+
 
 class Decoder:
     """Makes slots of one server's bytes; remembers up to 4,096 texts, of 2 kB at most."""
