@@ -15,7 +15,7 @@ from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.running import Noted, Ran
 from quayscope.sidecar.postgres.sampling import PostgresSampling
-from quayscope.sidecar.postgres.shared import SharedReader
+from quayscope.sidecar.postgres.shared import MemoryGone, SharedReader
 from quayscope.sidecar.targets import CLIENT_BACKEND
 
 __all__ = ["Joined", "Outcome", "compare", "joining"]
@@ -115,8 +115,9 @@ def joining(
     stop = threading.Event()
 
     def sweep() -> None:
-        while not stop.wait(1 / 99):
-            reader.sweep()
+        with contextlib.suppress(MemoryGone):
+            while not stop.wait(1 / 99):
+                reader.sweep()
 
     sweeps = threading.Thread(target=sweep, daemon=True)
     sweeps.start()
