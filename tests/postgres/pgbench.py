@@ -57,7 +57,9 @@ SELECT pg_reload_conf();
 ANALYZE hot;
 """
 
-_END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgbench'"
+_OURS = "FROM pg_stat_activity WHERE application_name = 'pgbench'"
+_BACKENDS = f"SELECT pid {_OURS}"
+_END = f"SELECT pg_terminate_backend(pid) {_OURS}"
 
 
 class Bracket(NamedTuple):
@@ -107,6 +109,11 @@ class Pgbench:
             [*self._command, "postgres"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         return self
+
+    def backends(self) -> list[int]:
+        """The pids of its backends."""
+        with self._server.connect() as connection:
+            return [pid for (pid,) in connection.execute(_BACKENDS)]
 
     def __exit__(self, *_: object) -> None:
         """End its connections, and with them it: so it writes its log to the end."""
