@@ -45,6 +45,7 @@ class Options:
     socket: Path
     collector: str
     token_file: Path | None = None
+    ca_file: Path | None = None
     insecure: bool = False
     postgres: str = "auto"
     postgres_dsn: str = ""
@@ -61,6 +62,7 @@ _FLAGS = {
     "url": "use --collector http://HOST:PORT",
     "insecure": "use an https address, or --insecure where the network is trusted",
     "token_file": "check --token-file",
+    "ca_file": "check --ca-file; it goes with an https address",
 }
 """What to do about a field of the destination."""
 
@@ -210,7 +212,12 @@ class Sidecar:
 
 
 def _open_uplink(options: Options) -> Uplink:
-    destination = Destination(options.collector, token_file=options.token_file, insecure=options.insecure)
+    destination = Destination(
+        options.collector,
+        token_file=options.token_file,
+        ca_file=options.ca_file,
+        insecure=options.insecure,
+    )
     try:
         return Uplink(destination)
     except BadDestination as error:
