@@ -12,7 +12,6 @@ from typing import NamedTuple
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from quayscope.sidecar.capabilities import Capabilities
-from quayscope.sidecar.measurements import Meter
 from quayscope.sidecar.resources import Container, Processes, Resources
 from quayscope.sidecar.resources.names import INSTRUMENTS
 
@@ -38,8 +37,7 @@ class Measured:
         self._sent: list[bytes] = []
         self.capabilities = Capabilities()
         self.processes = Processes()
-        node = Meter({"service_name": "quayscope-sidecar"}, self._sent.append)
-        self.resources = Resources({"pod": "p1"}, node, self.processes, self._sent.append, self.capabilities)
+        self.resources = Resources({"pod": "p1"}, self.processes, self._sent.append, self.capabilities)
 
     def tick(self, *containers: Container) -> list[Point]:
         self.processes.look()

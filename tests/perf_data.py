@@ -144,10 +144,13 @@ def _vdso() -> Elf:
 
 
 class Replay:
-    """The samples of a recorded file with the address spaces that held when they were taken."""
+    """The samples of a recorded file with the address spaces that held when they were taken.
 
-    def __init__(self, path: Path) -> None:
-        spaces = Spaces(read=lambda _: None)
+    Those come from the file's records alone unless `spaces` are given.
+    """
+
+    def __init__(self, path: Path, spaces: Spaces | None = None) -> None:
+        spaces = spaces or Spaces(read=lambda _: None)
         self.samples: list[tuple[AddressSpace, Sample]] = []
         for record in read(path):
             if isinstance(record, Event):

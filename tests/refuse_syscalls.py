@@ -16,8 +16,8 @@ import sys
 
 # asm/unistd.h; AUDIT_ARCH values of linux/audit.h.
 _NUMBERS = {
-    "x86_64": {"perf_event_open": 298, "process_vm_readv": 310, "ptrace": 101},
-    "aarch64": {"perf_event_open": 241, "process_vm_readv": 270, "ptrace": 117},
+    "x86_64": {"perf_event_open": 298, "process_vm_readv": 310, "ptrace": 101, "setns": 308},
+    "aarch64": {"perf_event_open": 241, "process_vm_readv": 270, "ptrace": 117, "setns": 268},
 }
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2

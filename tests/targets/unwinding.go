@@ -1,11 +1,11 @@
-// Goroutines that recurse, grow their stacks and collect garbage. Usage: unwinding SECONDS
+// Goroutines that recurse, grow their stacks and collect garbage. Usage: unwinding SECONDS (of CPU)
 package main
 
 import (
 	"os"
 	"strconv"
 	"sync"
-	"time"
+	"syscall"
 )
 
 var sink [][]byte
@@ -29,15 +29,20 @@ func recurse(depth int) uint64 {
 	return recurse(depth-1) + kept[depth%64]
 }
 
+func used() float64 {
+	var usage syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	return float64(usage.Utime.Nano()+usage.Stime.Nano()) / 1e9
+}
+
 func main() {
 	seconds, _ := strconv.ParseFloat(os.Args[1], 64)
-	end := time.Now().Add(time.Duration(seconds * 1e9))
 	var group sync.WaitGroup
 	for i := 0; i < 2; i++ {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			for time.Now().Before(end) {
+			for used() < seconds {
 				if recurse(20) == 7 {
 					sink = append(sink, make([]byte, 1024))
 				}

@@ -119,6 +119,14 @@ def _read_varint(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]
     raise MalformedProfile(f"the message ends inside a varint at byte {at}")
 
 
+def _read_size(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]:
+    """Read a field's key or length: every protobuf reader refuses longer ones than 5 bytes."""
+    value, stop = _read_varint(data, at, end)
+    if stop - at > 5 or value >> 32:
+        raise MalformedProfile(f"a key or a length of {stop - at} bytes ends at byte {stop}")
+    return value, stop
+
+
 def fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, Value]]:
     """Yield (field number, wire type, value) of one message; nested messages come as memoryviews.
 
@@ -130,7 +138,7 @@ def fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, Val
         key = view[at]
         at += 1
         if key > 127:
-            key, at = _read_varint(view, at - 1, end)
+            key, at = _read_size(view, at - 1, end)
         number, wire = key >> 3, key & 7
         if number == 0:
             raise MalformedProfile(f"field number 0 before byte {at}")
@@ -139,7 +147,7 @@ def fields(data: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, Val
                 value = view[at]
                 at += 1
             else:
-                value, at = _read_varint(view, at, end)
+                value, at = (_read_varint if wire == VARINT else _read_size)(view, at, end)
             if wire == VARINT:
                 yield number, wire, value
                 continue

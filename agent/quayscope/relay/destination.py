@@ -12,16 +12,16 @@ from quayscope.profile import ProfileError
 from quayscope.profile.push import PushClient
 from quayscope.relay.errors import BadDestination
 
-__all__ = ["COLLECTOR", "PYROSCOPE", "Destination"]
+__all__ = ["COLLECTOR", "OTLP", "PYROSCOPE", "Destination"]
 
-COLLECTOR, PYROSCOPE = "collector", "pyroscope"
-_TIMEOUT_S = {COLLECTOR: 3.0, PYROSCOPE: 10.0}
+COLLECTOR, PYROSCOPE, OTLP = "collector", "pyroscope", "otlp"
+_TIMEOUT_S = {COLLECTOR: 3.0, PYROSCOPE: 10.0, OTLP: 10.0}
 """For one request; a Pyroscope acknowledges about a second after a push, whatever its size."""
 _MAX_SECRET = 65_536
 
 
 class Destination(NamedTuple):
-    """One receiver. `kind` is `COLLECTOR` or `PYROSCOPE`, `url` http or https, without a user in it.
+    """One receiver. `kind` is `COLLECTOR`, `PYROSCOPE` or `OTLP`, `url` http or https, without a user in it.
 
     `token_file` holds a bearer token, `basic_auth_file` `user:password` (the token wins); `tenant` is sent
     as X-Scope-OrgID. `ca_file` replaces the system's CAs; `cert_file` and `key_file` (may be one file) are

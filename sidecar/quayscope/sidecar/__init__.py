@@ -1,13 +1,14 @@
 """The sidecar: samples what the profiled processes cannot, and holds the one connection out.
 
-The flow, in the order of reading: `targets` finds processes; `native` (ring, maps, elf, symbols, sampler)
-takes CPU samples of Postgres; `postgres` (memory, activity, waits, cpu, statistics) says what its backends
-run and wait for; `python` attaches py-spy once; `resources` measures containers and node; `windows` gathers
-samples into profiles; `database` keeps the watch over one server; the relay's uplink carries everything to
-the collector; `program` runs it all. `doctor` tries what is permitted, and what is not is reported as a
+The flow, in the order of reading: `targets` finds processes and names them; `native` (events, ring, sampler,
+unwind, symbols) takes CPU samples of any program; `postgres` says what a server's backends run and wait for,
+and `database` keeps the watch over one; `python` has py-spy look at programs without an agent, `golang`
+scrapes those in Go, and `programs` follows both; `resources` measures containers and node; `windows` gathers
+samples into profiles; `gateway` takes what stock clients of the pod send; the relay's uplinks carry all of it
+out (`outward`); `program` runs it all. `doctor` tries what is permitted, and what is not is reported as a
 missing capability (`capabilities`), never guessed around.
 """
 
-from quayscope.sidecar.errors import BadOption, MalformedElf, SidecarError
+from quayscope.sidecar.errors import BadOption, CaptureRefused, MalformedElf, ScrapeFailed, SidecarError
 
-__all__ = ["BadOption", "MalformedElf", "SidecarError"]
+__all__ = ["BadOption", "CaptureRefused", "MalformedElf", "ScrapeFailed", "SidecarError"]

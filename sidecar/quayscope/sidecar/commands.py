@@ -13,9 +13,12 @@ from psycopg.conninfo import conninfo_to_dict
 
 from quayscope.sidecar.doctor.command import doctor
 from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
+from quayscope.sidecar.outward import outward_options, take_outward
 from quayscope.sidecar.pids import pass_pids
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
+from quayscope.sidecar.targets.commands import component_option, podinfo_option, target_option, targets
 
 __all__ = ["sidecar"]
 
@@ -81,17 +84,15 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     show_envvar=True,
     help="Unix socket on which the agents' records are received.",
 )
-@click.option("--collector", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
+@click.option("--collector", default="", metavar="URL", help="Where everything is sent: http(s)://HOST:PORT.")
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help="File with the bearer token; read again when it is refused.",
 )
-@click.option(
-    "--ca-file", type=click.Path(path_type=Path), help="PEM file with the CAs of the collector's certificate."
-)
 @click.option("--wait-for-files", is_flag=True, help="Wait for --token-file and --ca-file to be there.")
 @click.option("--insecure", is_flag=True, help="Allow plain http to a collector beyond loopback.")
+@outward_options
 @click.option(
     "--postgres",
     default="auto",
@@ -117,9 +118,58 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     callback=_targets,
     help="A Python process without an agent, captured once by py-spy. Repeatable.",
 )
+@target_option
+@component_option
+@podinfo_option
+@click.option(
+    "--pyspy",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="py-spy in turn over the Python targets in which no agent lives, within 0.5 % of a core.",
+)
+@click.option(
+    "--go-pprof",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    metavar="auto|off|URL",
+    help="Where Go targets serve their profiles: a port of theirs that answers, nowhere, here. Repeatable.",
+)
+@click.option(
+    "--go-every",
+    "go_every_s",
+    type=click.FloatRange(1, 3600),
+    default=60.0,
+    show_default=True,
+    help="Seconds between scrapes of a Go target.",
+)
+@click.option(
+    "--go-cpu",
+    "go_cpu_s",
+    type=click.IntRange(1, 300),
+    default=10,
+    show_default=True,
+    help="Seconds of CPU profile in each of them.",
+)
 @click.option("--quay-pid", type=click.IntRange(min=1), help="gunicorn's master: its tree's CPU is counted.")
 @click.option(
-    "--hz", type=click.IntRange(1, 999), default=99, show_default=True, help="CPU samples a second and CPU."
+    "--hz",
+    type=click.IntRange(LOWEST_HZ, HIGHEST_HZ),
+    default=99,
+    show_default=True,
+    help="CPU samples a second and CPU.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder in which the rules of unwinding are kept from one start to the next; at most 64 MB.",
+)
+@click.option(
+    "--debuginfod",
+    default="",
+    metavar="URL",
+    help="Server of debug files for what has none here; they are kept in --cache. It learns what runs here.",
 )
 @click.option(
     "--window",
@@ -147,12 +197,12 @@ def sidecar(context: click.Context, /, wait_for_files: bool, **options: Any) -> 
     """
     if context.invoked_subcommand is not None:
         return
-    for name in ("socket", "collector"):
-        if options[name] is None:
-            raise click.UsageError(f"missing option '--{name}'")
+    if options["socket"] is None:
+        raise click.UsageError("missing option '--socket'")
+    outward = take_outward(options)
     if wait_for_files:
-        _wait_for([path for path in (options["token_file"], options["ca_file"]) if path is not None])
-    Sidecar(Options(**options)).run()
+        _wait_for([path for path in (options["token_file"], outward.ca_file) if path is not None])
+    Sidecar(Options(**options, outward=outward)).run()
 
 
 def _wait_for(files: list[Path]) -> None:
@@ -181,3 +231,4 @@ def pass_pids_command(folders: tuple[Path, ...]) -> None:
 
 
 sidecar.add_command(doctor)
+sidecar.add_command(targets)

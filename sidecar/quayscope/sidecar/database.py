@@ -8,14 +8,22 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psycopg
+from psycopg.rows import TupleRow
+
 from quayscope.profile import Profile
 from quayscope.sidecar import doctor
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.measurements import Reading
-from quayscope.sidecar.native.sampler import NativeSampler
-from quayscope.sidecar.postgres.activity import Activity, Listener
+from quayscope.sidecar.native import report
+from quayscope.sidecar.native.sampler import Sampler
+from quayscope.sidecar.postgres.active import PolledSessions
+from quayscope.sidecar.postgres.activity import Activity, Listener, Poll
 from quayscope.sidecar.postgres.cpu import ActivityCpu
 from quayscope.sidecar.postgres.memory import BackendMemory
+from quayscope.sidecar.postgres.oids import OidNames
+from quayscope.sidecar.postgres.sampling import PostgresSampling
+from quayscope.sidecar.postgres.sessions import Sessions
 from quayscope.sidecar.postgres.statistics import ServerStatistics
 from quayscope.sidecar.postgres.waits import Waits
 from quayscope.sidecar.statements import StatementSource
@@ -43,7 +51,10 @@ class DatabaseOptions:
 
 
 class Database:
-    """Watches one server. `tick` is to be called each second; it never raises for what the server does."""
+    """Watches one server. `tick` is to be called each second; it never raises for what the server does.
+
+    Without a `sampler` to share it has one of its own.
+    """
 
     def __init__(
         self,
@@ -51,27 +62,42 @@ class Database:
         capabilities: Capabilities,
         profiles: Callable[[list[Profile]], None],
         readings: Callable[[list[Reading]], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self._options = options
+        self._owns_perf = sampler is None
+        self._perf = sampler or Sampler(profiles, hz=options.hz, window_s=options.window_s)
         self._capabilities = capabilities
         self.server: Postmaster | None = None
         self._pids: BackendPids | None = None
         self._directory = ""
-        self._sampler: NativeSampler | None = None
+        self._sampler: PostgresSampling | None = None
         self._memory: BackendMemory | None = None
         self._past = Counter[str]()
-        self._perf = self._windows("perf", profiles, SECOND_NS // options.hz)
         self._seen = self._windows("activity", profiles, 0)
+        self._swept = self._windows("sessions", profiles, 0)
+        self._readings = readings
+        self._names = OidNames()
+        self._sessions: Sessions | None = None
         self._cpu = ActivityCpu(self._seen, options.service)
+        self._statistics = ServerStatistics(readings, capabilities)
         self._activity: Activity | None = None
         if options.dsn:
-            statistics = ServerStatistics(readings, capabilities)
-            listeners: list[Listener] = [self._cpu, Waits(self._seen, options.service)]
-            self._activity = Activity(options.dsn, capabilities, listeners, statistics.read, self._resolve)
+            polled: list[Listener] = [Waits(self._seen, options.service), PolledSessions(readings)]
+            listeners: list[Listener] = [self._cpu, *(_StandIn(one, self._is_swept) for one in polled)]
+            self._activity = Activity(options.dsn, capabilities, listeners, self._query, self._resolve)
 
     def _windows(self, sampler: str, emit: Callable[[list[Profile]], None], period_ns: int) -> Windows:
         labels = {**self._options.labels, "service_name": self._options.service, "sampler": sampler}
         return Windows(labels, self._options.window_s, emit, period_ns=period_ns)
+
+    def _is_swept(self) -> bool:
+        sessions = self._sessions
+        return sessions is not None and sessions.reading
+
+    def _query(self, connection: psycopg.Connection[TupleRow]) -> None:
+        self._statistics.read(connection)
+        self._names.learn(connection)
 
     def _resolve(self, own_pid: int) -> int | None:
         pids = self._pids
@@ -79,6 +105,8 @@ class Database:
 
     def start(self) -> None:
         """Look for the server and begin with what is permitted."""
+        if self._owns_perf:
+            self._perf.start()
         if self._activity is not None:
             self._activity.start()
             self._activity.wait_tried(_CONNECT_PATIENCE_S)
@@ -94,15 +122,19 @@ class Database:
         for name, count in self._current().items():
             counts[name] += count
         counts["faults"] += self._activity.faults if self._activity is not None else 0
+        if self._owns_perf:
+            counts.update(self._perf.counts())
         return counts
 
     def _current(self) -> dict[str, int]:
-        sampler, memory = self._sampler, self._memory
+        sampler, memory, sessions = self._sampler, self._memory, self._sessions
+        swept = sessions.counts() if sessions is not None else {}
         return {
+            **swept,
             "statements_torn": memory.torn if memory is not None else 0,
             "statements_invalid": memory.invalid if memory is not None else 0,
-            "samples_throttled": sampler.throttled if sampler is not None else 0,
-            "faults": sampler.faults if sampler is not None else 0,
+            "faults": (sampler.faults if sampler is not None else 0)
+            + (sessions.faults if sessions is not None else 0),
         }
 
     def tick(self) -> None:
@@ -116,16 +148,20 @@ class Database:
         elif self._sampler is not None:
             self._note_refused(self._sampler)
         now_ns = time.time_ns()
-        if self._sampler is not None:
-            self._sampler.flush(now_ns)
+        if self._owns_perf:
+            self._perf.flush(now_ns)
         self._seen.flush(now_ns - SECOND_NS // 2)
+        self._swept.flush(now_ns - SECOND_NS // 2)
 
     def close(self) -> None:
         """Stop, and send everything held."""
         if self._activity is not None:
             self._activity.close(_STOP_PATIENCE_S)
         self._stop_sampling()
+        if self._owns_perf:
+            self._perf.close(_STOP_PATIENCE_S)
         self._seen.flush()
+        self._swept.flush()
 
     def _find(self) -> None:
         if self._options.wanted == "off":
@@ -156,21 +192,35 @@ class Database:
         for capability in (user, kernel, readable):
             self._capabilities.note(capability)
         if user.permitted or kernel.permitted:
-            self._start_sampler(server, self._memory or self._activity, user, kernel)
+            self._start_sampler(server, self._memory or self._activity, user)
+        self._sweep(server)
         # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
         self._cpu.enabled = self._sampler is None
 
+    def _sweep(self, server: Postmaster) -> None:
+        sessions = Sessions(
+            server,
+            self._capabilities,
+            self._swept,
+            self._readings,
+            service=self._options.service,
+            hz=self._options.hz,
+            names=self._names,
+            texts=self._memory,
+        )
+        sessions.start()
+        self._sessions = sessions
+
     def _start_sampler(
-        self, server: Postmaster, statements: StatementSource | None, user: Capability, kernel: Capability
+        self, server: Postmaster, statements: StatementSource | None, user: Capability
     ) -> None:
         try:
-            sampler = NativeSampler(
+            sampler = PostgresSampling(
+                self._perf,
                 server,
                 statements,
-                self._perf,
                 service=self._options.service,
-                hz=self._options.hz,
-                kernel=kernel.permitted,
+                labels=self._options.labels,
             )
         except OSError as error:
             log.warning("perf events failed", extra={"error": error.strerror or str(error)})
@@ -182,16 +232,33 @@ class Database:
                 )
             )
             return
-        sampler.start()
         self._capabilities.note(doctor.priority(sampler.realtime))
         self._sampler = sampler
 
-    def _note_refused(self, sampler: NativeSampler) -> None:
+    def _note_refused(self, sampler: PostgresSampling) -> None:
         self._capabilities.note(doctor.coverage(sampler.alive, list(sampler.refused.values())))
+        if self._owns_perf:
+            for capability in report.capabilities(self._perf.targets):
+                self._capabilities.note(capability)
 
     def _stop_sampling(self) -> None:
         if self._sampler is not None:
             self._sampler.close(_STOP_PATIENCE_S)
+        if self._sessions is not None:
+            self._sessions.close(_STOP_PATIENCE_S)
         for name, count in self._current().items():
             self._past[name] += count
-        self._sampler = self._memory = None
+        self._sampler = self._memory = self._sessions = None
+
+
+class _StandIn:
+    """Passes polls on to a listener while something better does not see the same."""
+
+    def __init__(self, listener: Listener, is_seen: Callable[[], bool]) -> None:
+        self._listener = listener
+        self._is_seen = is_seen
+
+    def seen(self, poll: Poll) -> None:
+        """Take in a poll."""
+        if not self._is_seen():
+            self._listener.seen(poll)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 __all__ = [
     "TICK_NS",
     "Stat",
+    "arguments",
     "children",
     "command_line",
     "cpu_clock",
@@ -33,6 +34,7 @@ TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _CPUCLOCK_SCHED = 2
 _OUR_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MAX_DESCENDANTS = 65_536
+_MAX_ARGUMENTS = 32_768
 
 
 class Stat(NamedTuple):
@@ -104,6 +106,18 @@ def command_line(pid: int) -> str:
     """Return the arguments joined by spaces; a program that rewrites its title shows the title."""
     raw = _read(f"/proc/{pid}/cmdline") or b""
     return raw.replace(b"\0", b" ").decode(errors="replace").strip()
+
+
+def arguments(pid: int) -> list[str]:
+    """Return the arguments one by one, of the first 32 kB; a program that rewrote its title has one: that."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(_MAX_ARGUMENTS)
+    except OSError as error:
+        if error.errno in _OUR_TROUBLE:
+            raise
+        return []
+    return [part.decode(errors="replace") for part in raw.rstrip(b"\0").split(b"\0")] if raw else []
 
 
 def children(pid: int) -> list[int]:

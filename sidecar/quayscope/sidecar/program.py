@@ -14,15 +14,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from quayscope.relay import BadDestination, Relay
-from quayscope.relay.destination import Destination
-from quayscope.relay.uplink import Uplink
-from quayscope.sidecar.capabilities import Capabilities
+from quayscope.relay import Relay
+from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.database import Database, DatabaseOptions
-from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.errors import BadOption, SidecarError
+from quayscope.sidecar.gateway import Gateway, GatewayOptions
 from quayscope.sidecar.measurements import Meter, Reading
+from quayscope.sidecar.native import report
+from quayscope.sidecar.native.debuginfod import Debuginfod
+from quayscope.sidecar.native.sampler import Sampler
+from quayscope.sidecar.outward import Outward, open_uplinks
+from quayscope.sidecar.programs import ProgramOptions, Programs
 from quayscope.sidecar.python import PythonCaptures, PythonTarget
 from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
+from quayscope.sidecar.sampled import SampledPrograms
+from quayscope.sidecar.targets.pod import PODINFO
 
 __all__ = ["Options", "Sidecar"]
 
@@ -36,6 +42,8 @@ _SWITCH_INTERVAL_S = 0.0005
 _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
+_GATEWAY_CLOSE_S = 0.5
+_SAMPLER_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,28 +51,28 @@ class Options:
     """What the command line asks for; see `commands` for the meaning of each."""
 
     socket: Path
-    collector: str
+    collector: str = ""
     token_file: Path | None = None
-    ca_file: Path | None = None
     insecure: bool = False
     postgres: str = "auto"
     postgres_dsn: str = ""
     database_service: str = "quay-database"
     python: Sequence[PythonTarget] = ()
+    targets: Sequence[str] = ()
+    component: str = ""
+    podinfo: Path = PODINFO
+    pyspy: str = "auto"
+    go_pprof: Sequence[str] = ("auto",)
+    go_every_s: float = 60.0
+    go_cpu_s: int = 10
     quay_pid: int | None = None
     hz: int = 99
     window_s: int = 10
+    cache: Path | None = None
+    debuginfod: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     ready_file: Path | None = None
-
-
-_FLAGS = {
-    "url": "use --collector http://HOST:PORT",
-    "insecure": "use an https address, or --insecure where the network is trusted",
-    "token_file": "check --token-file",
-    "ca_file": "check --ca-file; it goes with an https address",
-}
-"""What to do about a field of the destination."""
+    outward: Outward = field(default_factory=Outward)
 
 
 class Sidecar:
@@ -76,13 +84,25 @@ class Sidecar:
         self._faults = 0
         self._capabilities = Capabilities()
         self._reported_changes = 0
-        self._uplink = _open_uplink(options)
+        outward = options.outward
+        self._uplink = open_uplinks(outward, options.collector, options.token_file, options.insecure)
+        self._gateway = Gateway(
+            GatewayOptions(outward.otlp_listen, outward.push_listen, options.labels, outward.gateway_service),
+            self._uplink,
+        )
         self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
         database_meter = Meter(
             {**options.labels, "service_name": options.database_service}, self._uplink.metrics
         )
         self._relay = Relay(
             str(options.socket), self._uplink, labels=options.labels, window_s=options.window_s
+        )
+        self._sampler = Sampler(
+            self._uplink.profiles,
+            hz=options.hz,
+            window_s=options.window_s,
+            cache=options.cache,
+            debuginfod=_open_debuginfod(options),
         )
         self._database = Database(
             DatabaseOptions(
@@ -96,6 +116,7 @@ class Sidecar:
             self._capabilities,
             self._uplink.profiles,
             database_meter.emit,
+            self._sampler,
         )
         self._captures = PythonCaptures(
             options.python,
@@ -104,11 +125,26 @@ class Sidecar:
             self._uplink.profiles,
             self._capabilities,
         )
+        self._programs = Programs(
+            ProgramOptions(
+                options.targets,
+                options.component,
+                options.podinfo,
+                options.pyspy,
+                options.go_pprof,
+                options.go_every_s,
+                options.go_cpu_s,
+                options.window_s,
+                options.labels,
+            ),
+            self._capabilities,
+            self._uplink.profiles,
+            lambda: {worker.pid for worker in self._relay.workers()},
+            SampledPrograms(self._sampler, self._capabilities),
+        )
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
-        self._resources = Resources(
-            options.labels, self._meter, self._processes, self._uplink.metrics, self._capabilities
-        )
+        self._resources = Resources(options.labels, self._processes, self._uplink.metrics, self._capabilities)
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
@@ -118,9 +154,12 @@ class Sidecar:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._uplink.start()
         self._relay.start()
+        self._sampler.start()
         try:
             self._guard(self._database.start)
             self._captures.start()
+            self._open_gateway()
+            self._guard(self._programs.start)
             self._report()
             self._say_ready()
             self._tick_until_stopped()
@@ -131,6 +170,13 @@ class Sidecar:
         """Ask `run` to return."""
         self._stop.set()
 
+    def _open_gateway(self) -> None:
+        """Listen for the pod's clients; the rest goes on where another program has the port."""
+        try:
+            self._gateway.start()
+        except SidecarError as error:
+            self._capabilities.note(Capability("gateway", False, str(error), error.next_step))
+
     def _tick_until_stopped(self) -> None:
         ticks = 0
         due = time.monotonic() + _TICK_S
@@ -139,6 +185,8 @@ class Sidecar:
             due = max(due + _TICK_S, time.monotonic())
             ticks += 1
             self._guard(self._database.tick)
+            self._guard(self._sample)
+            self._guard(self._programs.tick)
             self._guard(self._measure)
             if ticks % _REPORT_EVERY == 0 or self._capabilities.changes != self._reported_changes:
                 self._guard(self._report)
@@ -150,6 +198,11 @@ class Sidecar:
         except Exception:
             self._faults += 1
             log.exception("fault", extra={"faults": self._faults})
+
+    def _sample(self) -> None:
+        self._sampler.flush(time.time_ns())
+        for capability in report.capabilities(self._sampler.targets):
+            self._capabilities.note(capability)
 
     def _measure(self) -> None:
         self._processes.look()
@@ -181,28 +234,42 @@ class Sidecar:
             Reading(f"quayscope.uplink.{name}", "delta", count, "1", {})
             for name, count in self._uplink.take_counts().items()
         ]
-        counts = self._database.counts()
-        counts["faults"] += self._faults + self._uplink.faults + self._captures.faults
+        counts = {**self._sampler.counts(), **self._database.counts()}
+        parts = (self._sampler, self._uplink, self._captures, self._programs)
+        counts["faults"] += self._faults + sum(part.faults for part in parts)
         readings += [
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
         ]
-        self._meter.emit(readings)
+        readings += [
+            Reading(f"quayscope.gateway.{name}", "cumulative", count, "1", {})
+            for name, count in self._gateway.counts().items()
+        ]
+        self._meter.emit(readings + self._programs.readings())
 
     def _say_ready(self) -> None:
         capabilities = {held.name: held.permitted for held in self._capabilities.all()}
-        log.info("serving", extra={"socket": str(self._options.socket), "collector": self._options.collector})
+        sent_to = self._options.collector or self._options.outward.pyroscope
+        log.info("serving", extra={"socket": str(self._options.socket), "sent_to": sent_to})
         if self._options.ready_file is not None:
-            ready = {"pid": os.getpid(), "socket": str(self._options.socket), "capabilities": capabilities}
+            ready = {
+                "pid": os.getpid(),
+                "socket": str(self._options.socket),
+                "capabilities": capabilities,
+                "gateway": self._gateway.ports(),
+            }
             temporary = self._options.ready_file.with_name(f"{self._options.ready_file.name}.{os.getpid()}")
             temporary.write_text(json.dumps(ready), encoding="utf-8")
             temporary.replace(self._options.ready_file)
 
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_S
+        self._guard(lambda: self._gateway.close(_GATEWAY_CLOSE_S))
         self._captures.close(0.5)
+        self._guard(lambda: self._programs.close(1.0))
         self._guard(lambda: self._relay.close(_RELAY_FLUSH_S))
         self._guard(self._database.close)
+        self._guard(lambda: self._sampler.close(_SAMPLER_CLOSE_S))
         self._guard(self._measure)
         self._resources.close()
         self._processes.close()
@@ -211,18 +278,12 @@ class Sidecar:
         log.info("stopped")
 
 
-def _open_uplink(options: Options) -> Uplink:
-    destination = Destination(
-        options.collector,
-        token_file=options.token_file,
-        ca_file=options.ca_file,
-        insecure=options.insecure,
-    )
-    try:
-        return Uplink(destination)
-    except BadDestination as error:
-        next_step = _FLAGS.get(error.field, error.next_step)
-        raise BadOption(str(error), next_step=next_step) from error
+def _open_debuginfod(options: Options) -> Debuginfod | None:
+    if not options.debuginfod:
+        return None
+    if options.cache is None:
+        raise BadOption("debug files from a debuginfod need a folder", next_step="use --cache FOLDER")
+    return Debuginfod(options.debuginfod, options.cache / "debuginfod")
 
 
 def _raise_descriptor_limit() -> None:

@@ -39,6 +39,10 @@ class Windows:
         self._samples = 0
         self._lock = threading.Lock()
 
+    def set_period(self, period_ns: int) -> None:
+        """Give windows that begin from now on another period, in nanoseconds."""
+        self._period_ns = period_ns
+
     def start_of(self, time_ns: int) -> int:
         """Return the start of the window that a Unix time in nanoseconds falls into."""
         return time_ns - time_ns % self._window_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import http.server
 import os
@@ -25,6 +26,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from plain_user import NOBODY, PlainPython, as_nobody
+from postgres.installs import install
 from quayscope.profile import Profile, pprof
 from quayscope.profile.push import PUSH_PATH, decode_push
 from quayscope.sidecar import procfs
@@ -150,8 +152,8 @@ def binaries() -> Iterator[dict[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def make_server(binaries: dict[str, Path]) -> Iterator[Callable[..., Server]]:
-    """Make servers by version; all are stopped and removed at the end."""
+def make_server(binaries: dict[str, Path], checkout: Path) -> Iterator[Callable[..., Server]]:
+    """Make servers by version, 13 to 18; all are stopped and removed at the end."""
     with tempfile.TemporaryDirectory(prefix="quayscope-db-") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -162,7 +164,7 @@ def make_server(binaries: dict[str, Path]) -> Iterator[Callable[..., Server]]:
             directory.mkdir()
             if os.geteuid() == 0:
                 os.chown(directory, NOBODY, NOBODY)
-            server = Server(directory, binaries[version], *options)
+            server = Server(directory, binaries.get(version) or install(version, checkout, root), *options)
             servers.append(server)
             server.initialise()
             server.start()
@@ -172,7 +174,21 @@ def make_server(binaries: dict[str, Path]) -> Iterator[Callable[..., Server]]:
             yield make
         finally:
             for server in servers:
+                if server.process is not None:
+                    server.process.send_signal(signal.SIGINT)
+            for server in servers:
                 server.stop()
+
+
+@pytest.fixture(scope="session")
+def server_of(make_server: Callable[..., Server]) -> Callable[[str], Server]:
+    """One server of each major, for tests that leave it as it was; it gives statements ids where it can."""
+
+    @functools.cache
+    def of(major: str) -> Server:
+        return make_server(major, *(["-c", "compute_query_id=on"] if int(major) >= 14 else []))
+
+    return of
 
 
 @pytest.fixture(scope="session", params=["16", "18"])
@@ -342,7 +358,8 @@ def run_sidecar(
         ready = directory / "ready"
         python = plain_python.executable if plain else sys.executable
         command = [python, "-m", "quayscope.cli.main", "sidecar", "--socket", str(directory / "socket")]
-        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1", *arguments]
+        command += ["--collector", receiver.url, "--ready-file", str(ready), "--window", "1"]
+        command += ["--otlp-listen", "off", "--push-listen", "off", *arguments]
         if refuse:
             launcher = str(shutil.copy(checkout / "tests" / "refuse_syscalls.py", directory))
             command = [python, launcher, *refuse, "--", *command]

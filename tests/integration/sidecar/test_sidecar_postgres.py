@@ -19,7 +19,8 @@ from quayscope.profile import Profile
 from quayscope.sidecar import procfs
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.database import Database, DatabaseOptions
-from quayscope.sidecar.native.ring import _RESERVED_DESCRIPTORS, PerfRings, Sample
+from quayscope.sidecar.native.ring import Rings, Taken
+from quayscope.sidecar.native.sources import RESERVED_DESCRIPTORS, Demand, Plan, TaskSource
 from quayscope.sidecar.postgres.activity import APPLICATION_NAME
 from quayscope.sidecar.postgres.memory import MAX_STATEMENT, BackendMemory
 from quayscope.sidecar.targets import BackendPids, backend_type, find_postmasters, postmaster_at
@@ -99,16 +100,21 @@ def test_processes_are_named(postgres: Any, load: Any, until: Callable[..., Any]
 def test_samples_of_the_tree_alone(postgres: Any, load: Any, until: Callable[..., Any]) -> None:
     """Backends that come later are sampled, other processes never; what ends is let go."""
     before = len(_descriptors())
-    rings = PerfRings(postgres.pid, 99, kernel=os.geteuid() == 0)
+    server = postmaster_at(postgres.pid)
+    assert server is not None
+    rings: Rings[str] = Rings(1 << 20)
+    source = TaskSource(rings, Demand("it", server.pid, server.backends), Plan(99, os.geteuid() == 0))
     seen: Counter[int] = Counter()
     end = time.monotonic() + 1.0
     with load(postgres, "SELECT sum(g) FROM generate_series(1, 100000) g") as running:
         while time.monotonic() < end:
             sum(range(1000))
-            seen.update(record.pid for record in rings.drain() if isinstance(record, Sample))
+            seen.update(record.sample.pid for record in rings.drain() if isinstance(record, Taken))
+            rings.release()
             time.sleep(0.01)
     assert seen[running.pid] > 20
     assert os.getpid() not in seen
+    source.close()
     rings.close()
     assert len(_descriptors()) == before
 
@@ -125,7 +131,7 @@ def test_out_of_descriptors(postgres16: Any, load: Any) -> None:
         cpus = os.cpu_count() or 1
         try:
             # Room for the postmaster and one process more beside what is kept free.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (_RESERVED_DESCRIPTORS + 2 * cpus, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (RESERVED_DESCRIPTORS + 2 * cpus, hard))
             database.start()
             database.tick()
         finally:

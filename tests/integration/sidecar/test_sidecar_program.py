@@ -84,7 +84,8 @@ def test_cpu_samples_with_statements(
     kernel = receiver.received.capabilities()["perf_kernel"][0]
     for backend, truth in zip((older, newer), used, strict=True):
         samples, cpu, statements, names = _of(measured, backend.pid)
-        assert samples > 50
+        # However much of the machine it got.
+        assert samples > 0.4 * 99 * truth / 1e9 > 10
         if kernel:
             assert abs(cpu / truth - 1) < _TOLERANCE
         else:

@@ -13,6 +13,7 @@ import pytest
 from quayscope.profile import PROCESS_CPU, Attributes, Frame, Losses, Profile
 from quayscope.profile.pprof import decode
 from quayscope.profile.push import PUSH_PATH, decode_push
+from quayscope.relay import outbox
 from quayscope.relay import uplink as module
 from quayscope.relay.backoff import Backoff
 from quayscope.relay.destination import PYROSCOPE, Destination
@@ -115,7 +116,7 @@ def test_unencodable_profile_costs_itself_alone(collector: ReceivingServer) -> N
 
 def test_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the collector is away the queue stays within its bound; what goes is counted."""
-    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 10_000)
+    monkeypatch.setattr(outbox, "MAX_QUEUE_BYTES", 10_000)
     uplink = Uplink(Destination("http://127.0.0.1:1"))
     uplink.start()
     for _ in range(50):

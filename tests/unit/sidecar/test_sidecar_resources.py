@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import struct
 import time
 from pathlib import Path
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +19,7 @@ from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.resources.busiest import Busiest
 from quayscope.sidecar.resources.counters import Counters, boot_ns
+from quayscope.sidecar.resources.disks import Disks
 from quayscope.sidecar.resources.names import (
     ACCEPT_QUEUE,
     CONTAINER_CPU,
@@ -25,6 +29,7 @@ from quayscope.sidecar.resources.names import (
     SYSTEM_CPU,
 )
 from quayscope.sidecar.resources.network import parse_snmp
+from quayscope.sidecar.resources.node import node_readings
 from quayscope.sidecar.resources.processes import Process, Used
 from quayscope.sidecar.resources.sockets import (
     MOST_SOCKETS,
@@ -34,8 +39,9 @@ from quayscope.sidecar.resources.sockets import (
     parse_inet,
     parse_unix,
     queue_readings,
+    split_messages,
 )
-from quayscope.sidecar.resources.tried import DISKS, NODE, SOCKETS, Tried
+from quayscope.sidecar.resources.tried import DISKS, NODE, SOCKETS, Tried, read_text
 
 
 def test_every_metric_stands_in_the_docs() -> None:
@@ -132,6 +138,58 @@ def test_many_refusals_are_one_bounded_detail() -> None:
     assert held.name != SOCKETS
 
 
+def test_what_a_container_put_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe is empty, a link is refused, and a file without end is cut."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/proc/self/environ")
+    assert read_text(str(tmp_path / "pipe")) == ""
+    with pytest.raises(OSError, match="symbolic links"):
+        read_text(str(tmp_path / "link"))
+    assert len(read_text("/dev/zero")) == 1 << 20
+
+
+class Recorded(Tried):
+    """Files as a kernel wrote them."""
+
+    def __init__(self, **files: str) -> None:
+        super().__init__()
+        self.files = files
+
+    def read(self, capability: str, path: str, called: str = "") -> str | None:
+        return self.files.get(path.rsplit("/", 1)[1])
+
+
+def test_the_nodes_run_queue_delay() -> None:
+    """The eighth number of each CPU, in nanoseconds; lines of scheduling domains are others."""
+    schedstat = """version 15
+timestamp 4295217358
+cpu0 0 0 2719 801 1312 640 2500000000 1500000000 1918
+domain0 3 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36
+cpu1 0 0 2719 801 1312 640 2500000000 500000000 1918
+"""
+    readings = list(node_readings(Recorded(schedstat=schedstat), Counters(1)))
+    assert [(reading.name, reading.value) for reading in readings] == [("quayscope.system.cpu.delay", 2.0)]
+
+
+def test_a_disk_whose_counter_is_full_begins_anew() -> None:
+    """32 bits of milliseconds are 50 days: the second in which they run over has no latency, the next has."""
+    line = "   8       0 sdz {} 0 {} {} 5 0 40 10 0 {} 0 0 0 0 0 0 0\n"
+    loop = "   7       0 loop0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n"
+    tried = Recorded()
+    disks = Disks(Counters(1))
+    values = []
+    for numbers in ((100, 800, 4294967290, 4294967200), (110, 880, 50, 100), (120, 960, 150, 200)):
+        tried.files["diskstats"] = loop + line.format(*numbers)
+        values.append({(r.name, r.attributes.get("disk.io.direction")): r for r in disks.readings(tried)})
+    latency = ("quayscope.system.disk.latency", "read")
+    assert [latency in found for found in values] == [False, False, True]
+    assert values[2][latency].value == pytest.approx(0.01)
+    sums = [found["system.disk.operation_time", "read"] for found in values]
+    assert sums[0].start_ns == 1 < sums[1].start_ns == sums[2].start_ns
+    assert values[2]["system.disk.io", "read"].value == 960 * 512
+    assert {r.attributes["system.device"] for found in values for r in found.values()} == {"sdz"}
+
+
 def test_a_group_of_counters_by_name() -> None:
     """Names above, numbers below; another group's, or a name that is not there, is none."""
     text = "IpExt: InOctets\nIpExt: 7\nTcpExt: ListenOverflows ListenDrops Odd\nTcpExt: 3 -1 x\n"
@@ -164,6 +222,7 @@ def test_any_answer_is_taken(body: bytes) -> None:
     """No bytes of an answer raise."""
     parse_unix(body)
     parse_inet(body)
+    assert len(list(split_messages(body))) <= 1 + len(body) // 16
 
 
 def _process(pid: int, name: str) -> Process:
@@ -216,8 +275,10 @@ class _Answers:
     def __init__(self, listeners: list[Listener]) -> None:
         self._listeners = listeners
 
-    def listeners(self) -> list[Listener]:
-        return self._listeners
+    def listeners(self, family: int) -> list[Listener]:
+        if family == socket.AF_INET6:
+            raise OSError(errno.ENOENT, "No such file or directory")  # a kernel without it
+        return [one for one in self._listeners if (one.transport == "unix") == (family == socket.AF_UNIX)]
 
 
 def test_addresses_are_bounded_and_the_fullest_are_told() -> None:

@@ -211,6 +211,9 @@ class _Demo:
                 f"--quay-pid={self._registry.process.pid}",
                 f"--python={background.process.pid}=housekeeping",
                 f"--ready-file={ready}",
+                # Nobody sends there, and the ports may be somebody else's.
+                "--otlp-listen=off",
+                "--push-listen=off",
             ),
             # Not a flag: other processes may read a command line.
             environment={"QUAYSCOPE_POSTGRES_DSN": self._database.dsn},

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import resource
-from pathlib import Path
 
 from quayscope.sidecar.doctor.attempts import Attempt, Remedy, refused, system_answer, worked
 from quayscope.sidecar.doctor.standing import Standing, filtered, security_context
 from quayscope.sidecar.doctor.subjects import Subject
+from quayscope.sidecar.errors import NoCgroup
+from quayscope.sidecar.native import cgroups
 from quayscope.sidecar.native.events import open_event, open_owner
 
 __all__ = [
@@ -60,17 +60,11 @@ def try_task(subject: Subject, standing: Standing, hz: int = _HZ) -> list[Attemp
 
 
 def _cgroup(subject: Subject, standing: Standing) -> Attempt:
-    base = Path(f"/proc/{subject.pid}/root/sys/fs/cgroup")
     try:
-        directory = _own_cgroup(subject, base)
-    except OSError as error:
-        remedy = _why_closed(subject, standing)
-        return refused(PERF_CGROUP, f"open({base})", error, remedy, subject.pid)
-    if directory is None:
-        why = "it is in no cgroup of its own, and a wider one holds others: never sampled"
-        return Attempt(
-            PERF_CGROUP, False, subject.pid, f"open({base})", "no cgroup of its own", "", Remedy(why)
-        )
+        directory = cgroups.find(subject.pid).directory
+        cgroups.refuse_foreign(directory, subject.pid, lambda: ())
+    except (NoCgroup, OSError) as error:
+        return _no_cgroup(subject, standing, error)
     call = f"{_CALL}(cgroup of pid {subject.pid}, CPU 0)"
     descriptor = -1
     try:
@@ -85,26 +79,16 @@ def _cgroup(subject: Subject, standing: Standing) -> Attempt:
     return worked(PERF_CGROUP, call, f"opened on {directory}: every process of it, and no other", subject.pid)
 
 
-def _own_cgroup(subject: Subject, base: Path) -> Path | None:
-    """Return the directory of the process's cgroup that perf knows; None when that is everybody's.
-
-    Raises OSError when the process's root is closed to us.
-    """
-    os.stat(base)  # noqa: PTH116 - Path.exists() says False for what is refused
-    for mounted in (base / "perf_event", base / "unified", base):
-        for directory in (mounted / subject.cgroup.lstrip("/"), mounted):
-            with contextlib.suppress(OSError):
-                members = (directory / "cgroup.procs").read_text(encoding="ascii").split()
-                if str(subject.pid) in members and not _is_everybody(directory):
-                    return directory
-    return None
-
-
-def _is_everybody(directory: Path) -> bool:
-    # A root has no parent to notify (version 2), or says whom to call when any cgroup is empty (version 1).
-    return (directory / "release_agent").exists() or not (
-        (directory / "cgroup.events").exists() or (directory / "notify_on_release").exists()
-    )
+def _no_cgroup(subject: Subject, standing: Standing, error: NoCgroup | OSError) -> Attempt:
+    """Say whether the way to the cgroup is closed, or there is none that is the target's alone."""
+    root = f"/proc/{subject.pid}/root"
+    try:
+        os.close(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as closed:
+        return refused(PERF_CGROUP, f"open({root})", closed, _why_closed(subject, standing), subject.pid)
+    why = "a cgroup that holds others than the target is never sampled; its processes are, one by one"
+    answer = "" if isinstance(error, NoCgroup) else system_answer(error)[0]
+    return Attempt(PERF_CGROUP, False, subject.pid, f"open({root})", str(error), answer, Remedy(why))
 
 
 def _opens_on_ourselves() -> bool:

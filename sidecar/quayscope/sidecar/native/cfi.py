@@ -109,6 +109,8 @@ def run(program: Program, initial: Row, pointer: Callable[[int], tuple[int, int]
         else:
             at = machine.step(operation, data, at)
             continue
+        if moved > _MASK:
+            raise MalformedCfi("addresses that do not exist")
         if moved != start:
             rows.append(machine.row(start))
             if len(rows) >= _MAX_ROWS:

@@ -6,7 +6,9 @@ opened for a whole CPU without a cgroup: that would copy the stacks of everybody
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -51,11 +53,13 @@ class Form(NamedTuple):
     """What a sample carries besides its pid, time and period.
 
     `stack_bytes` of 0: the kernel's frame-pointer chain of user addresses; else the user registers and so
-    much of the stack. `counted`: the event's own count at the sample, for the CPU clock nanoseconds.
+    much of the stack. `counted`: the event's own count at the sample, for the CPU clock nanoseconds; of the
+    one task's where it was inherited (kernels from 6.12 on), which `per_task` says.
     """
 
     stack_bytes: int = 0
     counted: bool = False
+    per_task: bool = False
 
 
 CHAIN = Form()
@@ -139,8 +143,19 @@ def _open(
     descriptor = _libc.syscall(_PERF_EVENT_OPEN, attributes, of, cpu, -1, ctypes.c_ulong(how))
     if descriptor < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, _why_invalid(frequency) if number == errno.EINVAL else os.strerror(number))
     return int(descriptor)
+
+
+def _why_invalid(frequency: int) -> str:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/proc/sys/kernel/perf_event_max_sample_rate", encoding="ascii") as file,
+    ):
+        most = int(file.read())
+        if frequency > most:
+            return f"{frequency} Hz is more than kernel.perf_event_max_sample_rate ({most})"
+    return os.strerror(errno.EINVAL)
 
 
 def set_output(descriptor: int, owner: int) -> None:

@@ -22,11 +22,11 @@ from quayscope.sidecar.native.expressions import sleb, uleb
 __all__ = ["FrameTable", "Function"]
 
 _MASK = (1 << 64) - 1
-_MAX_ENTRY = 1 << 20
+_MAX_ENTRY = 256 << 10
 """No entry is read past this many bytes; the longest seen have some 10 kB."""
-_MAX_TABLE = 32 << 20
-_MAX_SECTION = 32 << 20
-"""Sections without a search table are looked through up to here."""
+_MAX_TABLE = 16 << 20
+_MAX_SCANNED = 1 << 18
+"""Entries of a section without a search table that are looked through: 2 s of CPU at most, once an object."""
 _MAX_SHARED = 4096
 _FIRST_READ = 512
 _PCREL, _DATAREL, _OMITTED = 0x10, 0x30, 0xFF
@@ -44,7 +44,7 @@ _FORMATS = {
 
 
 class Function(NamedTuple):
-    """The rows of [start, end), in order of address; `signal`: its caller was interrupted, and called nothing."""
+    """The rows of [start, end), in order of address; `signal`: its caller was interrupted by it."""
 
     start: int
     end: int
@@ -109,8 +109,10 @@ class FrameTable:
         section = elf.section(".debug_frame") if debug else None
         return None if section is None else cls(elf, section, None, debug=True)
 
-    def __len__(self) -> int:
-        return len(self._starts)
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the table takes."""
+        return len(self._starts) * (8 if self._base is not None else 16)
 
     def index_of(self, address: int) -> int:
         """Return the number of the last function that starts at or before an address, -1 for none."""
@@ -160,8 +162,10 @@ class FrameTable:
         """Make the search table from the entries themselves: up to the first that makes no sense."""
         found: dict[int, int] = {}
         at = self._section.offset
-        end = at + min(self._section.size, _MAX_SECTION)
-        while at + 8 <= end:
+        end = at + self._section.size
+        scanned = 0
+        while at + 8 <= end and scanned < _MAX_SCANNED:
+            scanned += 1
             try:
                 entry = self._entry(at)
                 if not entry.size:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from quayscope.sidecar.errors import MalformedCfi
 from quayscope.sidecar.native.cfi import CfaRule, How, Recovery
 from quayscope.sidecar.native.expressions import RegisterUnknown, evaluate
+from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.rules import General, Kind, Rule
 from quayscope.sidecar.native.samples import End
 
@@ -46,7 +47,7 @@ class NotDumped(LookupError):
 class Learner(Protocol):
     """Where rules come from: see `view.View`."""
 
-    def general(self, pid: int, address: int) -> Rule:
+    def general(self, space: AddressSpace, address: int) -> Rule:
         """Return the rule at an address, with registers by name where there is information."""
         ...
 
@@ -73,10 +74,14 @@ def caller(
     Raises `NotDumped` where a word is not in the dump, `RegisterUnknown` where a register is not known, else
     `MalformedCfi`.
     """
+    if general.return_column >= len(registers):
+        raise MalformedCfi(f"register {general.return_column} of another machine")
     stack_pointer = registers[machine.stack_pointer]
     cfa = _frame_address(general.cfa, registers, load)
     found = list(registers)
     for number, recovery in general.registers.items():
+        if number >= len(found):
+            continue
         if recovery.how == How.OFFSET and number != general.return_column:
             # In an epilogue what was popped already lies below the stack pointer, outside the dump: the
             # register holds it again.
@@ -127,7 +132,7 @@ def _value(registers: Sequence[int | None], number: int) -> int:
 
 def walk_by_name(
     learner: Learner,
-    pid: int,
+    space: AddressSpace,
     machine: Machine,
     registers: Sequence[int],
     data: memoryview,
@@ -141,7 +146,7 @@ def walk_by_name(
     out.append(at)
     try:
         while True:
-            rule = learner.general(pid, at)
+            rule = learner.general(space, at)
             sp = _value(state, machine.stack_pointer)
             kind, general = rule[0], rule[3]
             signal = False

@@ -97,10 +97,15 @@ def _merged(mappings: Sequence[Mapping]) -> list[Mapping]:
 
 
 class AddressSpace:
-    """The executable mappings of one process, findable by address."""
+    """The executable mappings of one process, findable by address.
 
-    def __init__(self, pid: int, mappings: Iterable[Mapping] | Layout) -> None:
+    `ancestor` is the process it descends from, as far as that is known, else 0: it may outlive this one, and
+    has the same files.
+    """
+
+    def __init__(self, pid: int, mappings: Iterable[Mapping] | Layout, ancestor: int = 0) -> None:
         self.pid = pid
+        self.ancestor = ancestor
         self.layout = mappings if isinstance(mappings, Layout) else Layout.of(mappings)
 
     @property

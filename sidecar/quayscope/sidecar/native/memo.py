@@ -5,8 +5,8 @@ A stretch is the part of a walk between two addresses that happen to be divisibl
 the stack on its way: given the same state and the same words, the walk must do the same. So it is checked by
 comparing those words in one go, not by walking, and cannot be wrong.
 
-Where stretches begin and end depends on the code only: stacks that share their outer part share its stretches,
-whatever lies above.
+Where stretches begin and end depends on the code only: stacks that share their outer part share its
+stretches, whatever lies above.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_WORDS = 64
 _MAX_LAYOUTS = 8192
 
 State = tuple[int, int, int]
-"""(stack pointer, address, where the caller's frame pointer was saved; or ~(its value) while a register has it)."""
+"""(stack pointer, address, where the caller's frame pointer was saved; or ~(its value) while it is in bp)."""
 
 
 Stretch = tuple[

@@ -1,224 +1,321 @@
-"""Perf events of one process tree, read from one ring per CPU.
+"""The memory that the kernel writes perf records into: a ring for each CPU, shared by all events led there.
 
-Layouts and rules: perf_event_open(2) and the kernel's include/uapi/linux/perf_event.h. Events are opened for
-single tasks with inheritance, never for a whole CPU: only the named processes and what they fork are sampled.
-Inherited events need a ring per CPU, hence one event per task and CPU, all of a CPU sharing one ring.
+A ring is owned by an event that samples nothing, so that it outlives the targets. Samples are handed out
+without a copy: their memory is given back by `release`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
-import resource
-import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+import time
+from collections import Counter
+from collections.abc import Hashable
+from operator import attrgetter
+from typing import Generic, NamedTuple, TypeVar
 
-from quayscope.sidecar.native.events import open_event, set_output
+from quayscope.sidecar.native.events import Form, event_id, open_owner, set_output
+from quayscope.sidecar.native.records import (
+    LOST,
+    SAMPLE,
+    THROTTLE,
+    Ended,
+    Record,
+    parse_lost,
+    parse_sample,
+    parse_task,
+)
+from quayscope.sidecar.native.samples import RawSample
 
-__all__ = ["PerfRings", "Sample", "TaskEvent"]
+__all__ = ["BUDGET_BYTES", "RingBudget", "Rings", "Taken", "online_cpus"]
 
-_HEADER = struct.Struct("<IHH")
-_SAMPLE = struct.Struct("<QIIQQQ")
-_LOST = struct.Struct("<QQ")
-_TASK_RECORD = struct.Struct("<IIIIQ")
-_RECORD_LOST, _RECORD_EXIT, _RECORD_THROTTLE, _RECORD_FORK, _RECORD_SAMPLE = 2, 4, 5, 7, 9
-_CONTEXT_FLOOR = (1 << 64) - 4095
-_CONTEXT_KERNEL, _CONTEXT_USER = (1 << 64) - 128, (1 << 64) - 512
+BUDGET_BYTES = 64 << 20
+"""All rings together."""
+LARGEST_BYTES = 8 << 20
+ENOUGH_BYTES = 512 << 10
+"""A ring below this size loses samples when its reader is kept waiting."""
+_SMALLEST_BYTES = 16 << 10
+_DUMPS_FROM_BYTES = 64 << 10
 _PAGE = mmap.PAGESIZE
 _HEAD, _TAIL = 1024 // 8, 1032 // 8
-_LARGEST_RING_PAGES = 256
-_SMALLEST_RING_PAGES = 8
-_RESERVED_DESCRIPTORS = 128
-"""Left to the rest of the program: sampling everybody is no use to one that can open nothing else."""
+_MOST_COUNTED = 65_536
+_MOST_SAMPLES = 4096
+"""What one drain takes out of one ring at most; the rest waits in the ring."""
+
+Source = TypeVar("Source", bound=Hashable)
 
 
-class Sample(NamedTuple):
-    """One sample: monotonic time, the CPU time it stands for, and return addresses **leaf first**."""
+class Taken(NamedTuple, Generic[Source]):
+    """A sample as it came out of a ring: who took it, where it lay, and the CPU time that it stands for."""
 
-    pid: int
     time_ns: int
-    period_ns: int
-    kernel: tuple[int, ...]
-    user: tuple[int, ...]
+    source: Source
+    place: tuple[int, int]
+    event: int
+    cpu_ns: int
+    sample: RawSample
 
 
-class TaskEvent(NamedTuple):
-    """A process was forked from `parent` (`exited` False), or ended."""
+class RingBudget:
+    """Shares a number of bytes out among sets of rings."""
 
-    pid: int
-    parent: int
-    exited: bool
+    def __init__(self, total: int = BUDGET_BYTES) -> None:
+        self._left = total
+
+    def take(self, cpus: int) -> int:
+        """Return the size of each ring of a set: from half of what is left, where that is enough."""
+        most = self._left // cpus
+        wanted = min(LARGEST_BYTES, max(most // 2, ENOUGH_BYTES), max(most, _SMALLEST_BYTES))
+        size = 1 << wanted.bit_length() - 1
+        self._left -= size * cpus
+        return size
+
+    def give_back(self, size: int, cpus: int) -> None:
+        """Return a set's memory to the budget."""
+        self._left += size * cpus
 
 
 class _Ring:
-    """The memory that the kernel writes one CPU's records into; `descriptor` is the event that owns it."""
+    """One CPU's ring. Positions are the kernel's: bytes since the beginning, ever growing."""
 
-    def __init__(self, descriptor: int, pages: int) -> None:
-        self.descriptor = descriptor
-        self._size = pages * _PAGE
-        self._memory = mmap.mmap(
-            descriptor, self._size + _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
-        )
-        self._control = memoryview(self._memory)[:_PAGE].cast("Q")
-        self._data = memoryview(self._memory)[_PAGE:]
+    def __init__(self, cpu: int, size: int, watermark: int) -> None:
+        self.cpu = cpu
+        self.size = size
+        self.descriptor = open_owner(cpu, watermark)
+        try:
+            self._memory = mmap.mmap(
+                self.descriptor, size + _PAGE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        except OSError:
+            os.close(self.descriptor)
+            raise
+        view = memoryview(self._memory)
+        self._control = view[:_PAGE].cast("Q")
+        self.data = view[_PAGE:]
+        self.words = self.data.cast("Q")
+        self.read = self.noted = 0
 
-    def take(self) -> bytes:
-        """Return the records written since the last call, and give their room back."""
-        head = self._control[_HEAD]
-        tail = self._control[_TAIL]
-        if head == tail:
-            return b""
-        start, end = tail % self._size, head % self._size
-        data = (
-            bytes(self._data[start:end])
-            if start < end
-            else bytes(self._data[start:]) + bytes(self._data[:end])
-        )
-        self._control[_TAIL] = head
-        return data
+    def head(self) -> int:
+        return self._control[_HEAD]
+
+    def release(self) -> None:
+        self._control[_TAIL] = self.read
 
     def close(self) -> None:
-        self._control.release()
-        self._data.release()
-        self._memory.close()
+        for view in (self._control, self.words, self.data):
+            view.release()
+        # Somebody may still hold a sample's stack: the memory then goes when that does.
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+        os.close(self.descriptor)
 
 
-class PerfRings:
-    """Samples of a process tree. The first process attached must be its root: its events own the rings.
+class Rings(Generic[Source]):
+    """A ring for each CPU that is online, and what the events led into them have written.
 
-    `lost` counts samples the kernel had no room for, `throttled` how often it slowed the events down,
-    `refused` processes that could not be attached and why.
+    `size` is what each ring may take at most, a power of two of bytes; where the kernel grants less
+    (RLIMIT_MEMLOCK, kernel.perf_event_mlock_kb) it is halved until it fits. `each`: readers wake at each
+    sample, else when a ring is a quarter full. Raises OSError when not even the smallest is granted.
+
+    `lost` counts records that the kernel had no room for, `throttled` how often it slowed events down,
+    `malformed` records that contradict themselves. One thread drains; another may note.
     """
 
-    def __init__(self, root: int, hz: int, *, kernel: bool) -> None:
-        self._hz = hz
-        self._kernel = kernel
-        self._events: dict[int, list[int]] = {}
-        self._rings: dict[int, _Ring] = {}
+    def __init__(self, size: int, *, each: bool = False) -> None:
+        self.each = each
         self.lost = 0
+        self._lost_of: Counter[Source | None] = Counter()
         self.throttled = 0
         self.malformed = 0
-        self.refused: dict[int, str] = {}
-        try:
-            self._attach_root(root)
-        except BaseException:
-            self.close()
-            raise
-
-    def _attach_root(self, root: int) -> None:
-        events = self._events.setdefault(root, [])
-        pages = _LARGEST_RING_PAGES
-        for cpu in _online_cpus():
-            descriptor = open_event(root, cpu, self._hz, kernel=self._kernel)
-            events.append(descriptor)
-            while cpu not in self._rings:
-                try:
-                    self._rings[cpu] = _Ring(descriptor, pages)
-                except PermissionError:
-                    # perf_event_mlock_kb and RLIMIT_MEMLOCK bound the memory of users without CAP_IPC_LOCK.
-                    if pages <= _SMALLEST_RING_PAGES:
-                        raise
-                    pages //= 2
-
-    def attach(self, pid: int) -> bool:
-        """Sample a process that already ran when its parent was attached; says whether it worked.
-
-        What went wrong stands in `refused`; a process that is gone is no refusal.
-        """
-        if pid in self._events:
-            return True
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        if (len(self._events) + 1) * len(self._rings) > limit - _RESERVED_DESCRIPTORS:
-            self.refused[pid] = f"Too many open files ({limit})"
-            return False
-        events: list[int] = []
-        try:
-            for cpu, ring in self._rings.items():
-                descriptor = open_event(pid, cpu, self._hz, kernel=self._kernel)
-                events.append(descriptor)
-                set_output(descriptor, ring.descriptor)
-        except OSError as error:
-            _close_all(events)
-            if error.errno != errno.ESRCH:
-                self.refused[pid] = error.strerror or str(error)
-            return False
-        self._events[pid] = events
-        self.refused.pop(pid, None)
-        return True
-
-    def detach(self, pid: int) -> None:
-        """Close the events of a process that ended. The root's stay: the rings are theirs."""
-        self.refused.pop(pid, None)
-        if pid in self._events and next(iter(self._events)) != pid:
-            _close_all(self._events.pop(pid))
+        self._events: dict[int, tuple[Form, Source]] = {}
+        self._counts: dict[int, dict[int, int]] = {}  # by task, by event
+        self._lock = threading.Lock()
+        self._rings: list[_Ring] = []
+        self.cpus = online_cpus()
+        self.size = size
+        while not self._rings:
+            try:
+                for cpu in self.cpus:
+                    self._rings.append(_Ring(cpu, self.size, 0 if each else self.size // 4))
+            except PermissionError:
+                self._close_rings()
+                if self.size <= _SMALLEST_BYTES:
+                    raise
+                self.size //= 2
+            except OSError:
+                self._close_rings()
+                raise
 
     @property
-    def attached(self) -> frozenset[int]:
-        """The processes with events of their own; their later children are covered by inheritance."""
-        return frozenset(self._events)
+    def holds_dumps(self) -> bool:
+        """Whether a ring has room for a few stack dumps."""
+        return self.size >= _DUMPS_FROM_BYTES
+
+    @property
+    def watermark(self) -> int:
+        """What events led here are to be opened with."""
+        return 0 if self.each else self.size // 4
 
     def descriptors(self) -> list[int]:
-        """Return what to poll: readable when there are records, hung up when the whole tree is gone."""
-        return [ring.descriptor for ring in self._rings.values()]
+        """Return what to poll: readable when a reader is to wake."""
+        return [ring.descriptor for ring in self._rings]
 
-    def drain(self) -> Iterator[Sample | TaskEvent]:
-        """Yield what the rings hold, in the order of each ring."""
-        for ring in self._rings.values():
-            yield from self._parse(ring.take())
+    def lead(self, descriptor: int, cpu: int, form: Form, source: Source) -> int:
+        """Lead an event of `cpu` into its ring; returns the number of the event. Raises OSError."""
+        owner = next(ring.descriptor for ring in self._rings if ring.cpu == cpu)
+        number = event_id(descriptor)
+        self._events[number] = (form, source)
+        try:
+            set_output(descriptor, owner)
+        except OSError:
+            del self._events[number]
+            raise
+        return number
 
-    def _parse(self, data: bytes) -> Iterator[Sample | TaskEvent]:
-        at, end = 0, len(data)
-        while at + _HEADER.size <= end:
-            kind, _, size = _HEADER.unpack_from(data, at)
-            if size < _HEADER.size or at + size > end:
+    def forget(self, event: int) -> None:
+        """Drop what is still in the rings of an event that was closed."""
+        self._events.pop(event, None)
+
+    def drain(self) -> list[Taken[Source] | Record]:
+        """Return what is in all rings, in the order of time; valid until `release`.
+
+        Where readers wake at each sample, only what was noted is taken; see `unnoted`.
+        """
+        # What is written into one ring while another is read waits: else a child's samples could come
+        # before its birth.
+        limit = time.monotonic_ns()
+        out: list[Taken[Source] | Record] = []
+        for ring in self._rings:
+            self._read(ring, ring.noted if self.each else ring.head(), limit, out)
+        out.sort(key=attrgetter("time_ns"))
+        return out
+
+    def take_lost(self) -> Counter[Source | None]:
+        """Return what was lost since the last call, by source; None: the kernel does not say whose."""
+        lost, self._lost_of = self._lost_of, Counter()
+        return lost
+
+    def release(self) -> None:
+        """Give the memory of what was drained back to the kernel."""
+        with self._lock:
+            for ring in self._rings:
+                ring.release()
+
+    def fullest(self) -> float:
+        """Return how full the fullest ring is, 0 to 1."""
+        with self._lock:
+            return max((ring.head() - ring.read) / ring.size for ring in self._rings) if self._rings else 0.0
+
+    def unnoted(self) -> list[tuple[tuple[int, int], int]]:
+        """Return (place, pid) of the samples written since the last call, and count them as noted."""
+        found: list[tuple[tuple[int, int], int]] = []
+        with self._lock:
+            for ring in self._rings:
+                head, at = ring.head(), ring.noted
+                if at == head:
+                    continue
+                words = ring.words
+                count = len(words)
+                while at < head:
+                    word = at // 8
+                    header = words[word % count]
+                    if header & 0xFFFFFFFF == SAMPLE:
+                        found.append(((ring.cpu, at), words[(word + 2) % count] & 0xFFFFFFFF))
+                    if header >> 48 < 8:
+                        break  # `drain` counts it
+                    at += header >> 48
+                ring.noted = head
+        return found
+
+    def _read(self, ring: _Ring, end: int, limit: int, out: list[Taken[Source] | Record]) -> None:
+        at, size, data, words = ring.read, ring.size, ring.data, ring.words
+        samples = 0
+        while at < end and samples < _MOST_SAMPLES:
+            base = at % size
+            header = words[base // 8]
+            length = header >> 48
+            if length < 8 or length % 8 or at + length > end:
                 self.malformed += 1
-                return
-            body = at + _HEADER.size
-            if kind == _RECORD_SAMPLE:
-                yield self._sample(data, body)
-            elif kind == _RECORD_LOST:
-                self.lost += _LOST.unpack_from(data, body)[1]
-            elif kind == _RECORD_THROTTLE:
+                at = end
+                break
+            view = data
+            if base + length > size:
+                view, base = memoryview(bytes(data[base:]) + bytes(data[: base + length - size])), 0
+            kind = header & 0xFFFFFFFF
+            if kind == SAMPLE and length >= 32:
+                if int.from_bytes(view[base + 24 : base + 32], "little") > limit:
+                    break
+                samples += 1
+                taken = self._sample(view, base, length, (ring.cpu, at))
+                if taken is not None:
+                    out.append(taken)
+            elif kind == LOST and length >= 24:
+                event, lost = parse_lost(view, base)
+                held = self._events.get(event)
+                self.lost += lost
+                self._lost_of[held[1] if held is not None else None] += lost
+                # The next counts stand for the lost ones too.
+                self._counts.clear()
+            elif kind == THROTTLE:
                 self.throttled += 1
-            elif kind in (_RECORD_FORK, _RECORD_EXIT):
-                pid, parent, thread, _, _ = _TASK_RECORD.unpack_from(data, body)
-                if pid == thread:
-                    yield TaskEvent(pid, parent, kind == _RECORD_EXIT)
-            at += size
-
-    @staticmethod
-    def _sample(data: bytes, at: int) -> Sample:
-        _, pid, _, time_ns, period, depth = _SAMPLE.unpack_from(data, at)
-        kernel: list[int] = []
-        user: list[int] = []
-        into = user
-        for address in struct.unpack_from(f"<{depth}Q", data, at + _SAMPLE.size):
-            if address >= _CONTEXT_FLOOR:
-                into = kernel if address == _CONTEXT_KERNEL else user
             else:
-                into.append(address)
-        return Sample(pid, time_ns, period, tuple(kernel), tuple(user))
+                record = parse_task(view, base, length, kind, header >> 32 & 0xFFFF)
+                if record is not None and record.event in self._events:
+                    if record.time_ns > limit:
+                        break
+                    out.append(record)
+                    if isinstance(record, Ended):
+                        self._counts.pop(record.tid, None)
+            at += length
+        ring.read = at
+
+    def _sample(
+        self, view: memoryview, base: int, length: int, place: tuple[int, int]
+    ) -> Taken[Source] | None:
+        number = int.from_bytes(view[base + 8 : base + 16], "little")
+        held = self._events.get(number)
+        if held is None:
+            return None
+        form, source = held
+        parsed = parse_sample(view, base, length, form)
+        if parsed is None:
+            self.malformed += 1
+            return None
+        _, count, sample = parsed
+        cpu_ns = sample.period_ns
+        if form.counted:
+            cpu_ns = self._weigh(number, sample.tid if form.per_task else 0, count, cpu_ns)
+        return Taken(sample.time_ns, source, place, number, cpu_ns, sample)
+
+    def _weigh(self, event: int, task: int, count: int, period_ns: int) -> int:
+        """Return the CPU time since the event's sample before, of the same task where it was inherited."""
+        counts = self._counts.get(task)
+        if counts is None:
+            if len(self._counts) >= _MOST_COUNTED:
+                self._counts.clear()
+            counts = self._counts[task] = {}
+        before = counts.get(event)
+        counts[event] = count
+        if before is None:
+            # Its first sample, unless others before it were lost.
+            return count if count < 2 * period_ns else period_ns
+        return count - before if count > before else period_ns
 
     def close(self) -> None:
-        """Close all events and rings."""
-        for ring in self._rings.values():
-            ring.close()
-        self._rings.clear()
-        for events in self._events.values():
-            _close_all(events)
+        """Give everything back."""
+        with self._lock:
+            self._close_rings()
         self._events.clear()
 
+    def _close_rings(self) -> None:
+        for ring in self._rings:
+            ring.close()
+        self._rings.clear()
 
-def _close_all(descriptors: list[int]) -> None:
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
 
-
-def _online_cpus() -> list[int]:
+def online_cpus() -> list[int]:
     """Return the CPUs that a task may run on, not only those that we may."""
     with (
         contextlib.suppress(OSError, ValueError),

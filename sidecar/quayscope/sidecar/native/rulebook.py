@@ -17,6 +17,8 @@ __all__ = ["ObjectSource", "RuleBook"]
 _MAX_OBJECTS = 128
 _MAX_FUNCTIONS = 65_536
 """Functions compiled at once, of all objects; some 300 bytes each."""
+_MAX_TABLE_BYTES = 64 << 20
+"""Search tables of all objects; Postgres's has 150 kB, LLVM's 2 MB."""
 _SAVE_EVERY_S = 60.0
 
 
@@ -32,7 +34,7 @@ class RuleBook:
     """At most 128 objects with 65,536 compiled functions in all: what is more is compiled again when needed.
 
     `malformed` counts functions whose information made no sense, `corrupted` files of stored rules that were
-    passed over.
+    passed over, `dropped` objects let go.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class RuleBook:
         self._save_at = clock() + _SAVE_EVERY_S
         self._held: OrderedDict[str, ObjectRules] = OrderedDict()
         self._malformed = 0
+        self.dropped = 0
 
     @property
     def malformed(self) -> int:
@@ -56,7 +59,7 @@ class RuleBook:
         return self._stored.corrupted if self._stored is not None else 0
 
     def of(self, pid: int, path: str) -> ObjectRules | None:
-        """Return the rules of what process `pid` has mapped as `path`; None where it is no readable object."""
+        """Return the rules of what process `pid` has mapped as `path`; None: no readable object."""
         elf = self._objects.of(pid, path)
         if elf is None:
             return None
@@ -67,9 +70,13 @@ class RuleBook:
             rules = self._held[key] = ObjectRules(elf)
             if self._stored is not None and elf.build_id:
                 rules.stored = self._stored.load(elf.build_id, rules.checksum)
-            if len(self._held) > _MAX_OBJECTS:
+            while len(self._held) > 1 and (
+                len(self._held) > _MAX_OBJECTS
+                or sum(held.table_bytes for held in self._held.values()) > _MAX_TABLE_BYTES
+            ):
                 _, gone = self._held.popitem(last=False)
                 self._malformed += gone.malformed
+                self.dropped += 1
         self._held.move_to_end(key)
         return rules
 
@@ -89,5 +96,6 @@ class RuleBook:
             return
         for rules in self._held.values():
             if rules.changed and rules.elf.build_id:
-                self._stored.save(rules.elf.build_id, rules.checksum, rules.compiled())
+                kept = self._stored.save(rules.elf.build_id, rules.checksum, rules.compiled())
+                rules.stored = kept or rules.stored
                 rules.changed = False

@@ -1,7 +1,7 @@
-"""CPU samples of a Postgres server: stack, statement and request of each, gathered into profiles.
+"""CPU samples of any program, taken without its help: perf events, unwound in batches, named when sent.
 
-A thread of its own wakes for each sample, because the statement must be read while it still runs; it notes
-raw addresses only. Names come later, when a window has ended, on the thread that flushes.
+One thread drains the rings and unwinds, about twice a second. A sample is weighed with the CPU time that its
+event counted since the sample before, where it counts (a cgroup's), else with the period.
 """
 
 from __future__ import annotations
@@ -11,283 +11,334 @@ import os
 import select
 import threading
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from quayscope.profile import PROCESS_CPU, Attributes, Frame, Stack
-from quayscope.profile.model import Losses
-from quayscope.sidecar.native.kernel import KernelSymbols
-from quayscope.sidecar.native.maps import AddressSpace, read_maps
+from quayscope.profile import Profile
+from quayscope.sidecar.errors import AlreadySampled
+from quayscope.sidecar.native.batches import Batches, Notes
+from quayscope.sidecar.native.debuginfod import Debuginfod
+from quayscope.sidecar.native.gather import Gathered
+from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.objects import Objects
-from quayscope.sidecar.native.ring import PerfRings, Sample
-from quayscope.sidecar.native.symbols import Symbols
-from quayscope.sidecar.statements import Described, StatementSource, describe
-from quayscope.sidecar.targets import CLIENT_BACKEND, UNKNOWN_BACKEND, Postmaster, backend_type
-from quayscope.sidecar.windows import SECOND_NS, Windows
+from quayscope.sidecar.native.publish import Publisher
+from quayscope.sidecar.native.ring import RingBudget, Rings, online_cpus
+from quayscope.sidecar.native.sources import Plan
+from quayscope.sidecar.native.stacks import Stacks
+from quayscope.sidecar.native.target import SampledTarget
+from quayscope.sidecar.native.tracked import Tracked
+from quayscope.sidecar.native.unwind import CfiUnwinder
 
-__all__ = ["NativeSampler"]
+__all__ = ["HIGHEST_HZ", "LOWEST_HZ", "Sampler"]
 
 log = logging.getLogger(__name__)
 
-_POLL_MS = 100
+LOWEST_HZ, HIGHEST_HZ = 19, 999
+_BATCH_S = 0.5
+_PAUSE_S = 0.05
+"""Between two batches at least, however full the rings are: many small batches cost more than few."""
 _RESCAN_S = 1.0
-_MAX_PENDING = 50_000
-_GRACE_NS = SECOND_NS // 2
-"""How long after a window's end its last samples may still be on their way through the rings."""
+_REREAD_S = 10.0
+"""Between two times that all maps are read anew at least: each takes up to a millisecond a process."""
 _MAX_FAULTS_LOGGED = 3
 
 
-class _Key(NamedTuple):
-    """What tells samples apart before they have names; addresses leaf first."""
+class _Feed:
+    """A set of rings, and the targets that are led into it."""
 
-    slot_ns: int
-    role: str
-    pid: int
-    described: Described
-    kernel: tuple[int, ...]
-    user: tuple[int, ...]
+    def __init__(self, rings: Rings[Tracked], notes: Notes | None) -> None:
+        self.rings = rings
+        self.notes = notes
+        self.tracked: list[Tracked] = []
 
 
-def _hurry() -> OSError | None:
-    """Give the calling thread real-time priority; returns why not.
+class Sampler:
+    """Samples targets from when they are added; `flush` is to be called about once a second.
 
-    A statement that takes less than a millisecond is over before a thread of normal priority runs on a busy
-    machine. It works some 50 us a sample; the kernel bounds what real-time threads may take.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except OSError as error:
-        return error
-    return None
-
-
-class NativeSampler:
-    """Samples one server until it ends or `close` is called.
-
-    Opening the events raises OSError with the kernel's answer. `service` is the root frame of every stack.
-    `realtime` is None when the samples are taken at real-time priority, else why not.
-    Losses go into the profiles: `lost` samples had no room, `truncated` stacks do not reach their root,
-    `unproven` joins of a statement rest on time alone, `unattributed` samples belong to no request.
+    `cache` is a folder for the unwinder's rules, kept from one start to the next; `cycles` samples by the
+    hardware's cycles, where there are any; `debuginfod`, for debug files that are not here, is started and
+    closed with the sampler. `faults` counts batches that failed, `counts` the rest.
     """
 
     def __init__(
         self,
-        server: Postmaster,
-        statements: StatementSource | None,
-        windows: Windows,
+        emit: Callable[[list[Profile]], None],
         *,
-        service: str,
-        hz: int,
-        kernel: bool,
+        hz: int = 99,
+        window_s: int = 10,
+        kernel: bool = True,
+        cycles: bool = False,
+        cache: Path | None = None,
+        debuginfod: Debuginfod | None = None,
+        budget: RingBudget | None = None,
     ) -> None:
-        self._server = server
-        self._statements = statements
-        self._windows = windows
-        self._root = Frame(service, kind="root")
-        # Listed before the events are opened: whoever is not in here yet will inherit them, except one
-        # forked in the instant between.
-        self._older = set(server.backends())
-        self._rings = PerfRings(server.pid, hz, kernel=kernel)
-        self._space = read_maps(server.pid)
-        self._spaces: dict[int, AddressSpace | None] = {}
-        self._roles: dict[int, str] = {}
-        self._ended: set[int] = set()
-        self._pending: dict[_Key, list[int]] = {}
-        self._lock = threading.Lock()
-        self._lost = 0
-        self._symbols = Symbols(Objects())
-        self._kernel_symbols = KernelSymbols()
+        self._emit = emit
+        self._window_s = window_s
+        self._plan = Plan(hz, kernel=kernel, cycles=cycles)
+        self._budget = budget or RingBudget()
+        self._unwinder = CfiUnwinder(Objects(), cache=cache)
+        self._gathered = Gathered()
+        self._batches = Batches(self._unwinder, self._gathered)
+        self._debuginfod = debuginfod
+        self._inlines = Inlines()
+        self._stacks = Stacks(Objects(), debuginfod, self._inlines)
+        self._publisher = Publisher(self._gathered, self._stacks, window_s)
+        self._feeds: list[_Feed] = []
+        self._past: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._flushing = threading.Lock()
         self._stop = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="perf", daemon=True)
-        self._prioritised = threading.Event()
-        self.realtime: OSError | None = None
+        self._lost_some = False
+        self._reread_at = 0.0
         self.faults = 0
-        self.samples = 0
 
     def start(self) -> None:
-        """Cover the backends that run already, and begin."""
-        self._rescan()
+        """Begin to take samples out of the rings."""
+        self._inlines.start()
+        if self._debuginfod is not None:
+            self._debuginfod.start()
         self._thread.start()
-        self._prioritised.wait(_POLL_MS / 1000)
 
     @property
     def alive(self) -> bool:
-        """Whether samples are still being taken."""
+        """Whether samples are being taken."""
         return self._thread.is_alive()
 
     @property
-    def throttled(self) -> int:
-        """How often the kernel slowed sampling down."""
-        return self._rings.throttled
+    def hz(self) -> int:
+        """Samples a second of CPU."""
+        return self._plan.hz
+
+    def open_rings(self, *, each: bool = False) -> Rings[Tracked]:
+        """Return a set of rings out of the budget, for `add`; `each`: readable at each sample.
+
+        Raises OSError when the kernel grants no memory.
+        """
+        cpus = len(online_cpus())
+        asked = self._budget.take(cpus)
+        try:
+            rings: Rings[Tracked] = Rings(asked, each=each)
+        except OSError:
+            self._budget.give_back(asked, cpus)
+            raise
+        self._budget.give_back(asked - rings.size, cpus)
+        return rings
+
+    def add(
+        self, target: SampledTarget, rings: Rings[Tracked] | None = None, notes: Notes | None = None
+    ) -> Tracked:
+        """Sample a target from now on; it may have `rings` of its own, with `notes` about their samples.
+
+        Those are closed with it. Whoever adds a target removes it when its root process has ended. Raises
+        OSError with the kernel's answer when it may not be sampled at all, `AlreadySampled` when processes of
+        it are another target's.
+        """
+        with self._lock:
+            feed = self._feed(rings, notes)
+            try:
+                plan = self._plan._replace(chain=target.chain)
+                tracked = Tracked(target, feed.rings, plan, self._emit, self._window_s)
+                self._refuse_shared(tracked)
+            except BaseException:
+                self._close_if_empty(feed)
+                raise
+            feed.tracked.append(tracked)
+        self.hurry()
+        return tracked
+
+    def _refuse_shared(self, tracked: Tracked) -> None:
+        for other in self.targets:
+            if tracked.shares_with(other):
+                tracked.close()
+                raise AlreadySampled(
+                    f"process {tracked.target.root_pid} is sampled as {other.target.service} already",
+                    next_step="make what runs in one container one target",
+                )
+
+    def _feed(self, rings: Rings[Tracked] | None, notes: Notes | None) -> _Feed:
+        if rings is None:
+            for feed in self._feeds:
+                if not feed.rings.each:
+                    return feed
+            rings = self.open_rings()
+        feed = _Feed(rings, notes)
+        self._feeds.append(feed)
+        return feed
+
+    def remove(self, tracked: Tracked) -> None:
+        """Sample a target no longer; what its rings hold is taken first, its windows are sent."""
+        with self._lock:
+            feed = next((feed for feed in self._feeds if tracked in feed.tracked), None)
+            if feed is None:
+                return
+            self._guard(partial(self._batch, feed))
+            self._charge_lost(feed)
+            tracked.close()
+            feed.tracked.remove(tracked)
+            self._close_if_empty(feed)
+            self._past["samples"] += tracked.samples
+        with self._flushing:
+            self._publisher.publish(None)
+            tracked.charge(time.time_ns())
+            self._publisher.send(tracked, None)
+
+    def _close_if_empty(self, feed: _Feed) -> None:
+        if not feed.tracked:
+            for name, count in self._ring_counts(feed).items():
+                self._past[name] += count
+            feed.rings.close()
+            self._budget.give_back(feed.rings.size, len(feed.rings.cpus))
+            self._feeds.remove(feed)
+            self.hurry()
 
     @property
-    def refused(self) -> Mapping[int, str]:
-        """The processes of the server that could not be attached, and why."""
-        return dict(self._rings.refused)
+    def targets(self) -> list[Tracked]:
+        """What is being sampled."""
+        with self._lock:
+            return [tracked for feed in self._feeds for tracked in feed.tracked]
 
-    def close(self, timeout_s: float = 2.0) -> None:
-        """Stop, and hand everything held to the windows."""
-        self._stop.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        if not self._thread.is_alive():
-            self._rings.close()
-        self.flush(None)
+    def set_rate(self, hz: int) -> None:
+        """Sample `hz` (19 to 999) times a second of CPU from now on. Raises ValueError beyond.
+
+        A target whose events cannot be opened anew ends; see `targets`.
+        """
+        if not LOWEST_HZ <= hz <= HIGHEST_HZ:
+            raise ValueError(f"{hz} samples a second: {LOWEST_HZ} to {HIGHEST_HZ} are possible")
+        with self._lock:
+            self._plan = self._plan._replace(hz=hz)
+            for feed in list(self._feeds):
+                self._guard(partial(self._batch, feed))
+                for tracked in list(feed.tracked):
+                    try:
+                        tracked.set_rate(hz)
+                    except OSError as error:
+                        self._end(tracked, error)
+
+    def _end(self, tracked: Tracked, error: OSError) -> None:
+        log.warning(
+            "target no longer sampled", extra={"service": tracked.target.service, "error": str(error)}
+        )
+        self._past["targets_ended"] += 1
+        self.remove(tracked)
+
+    def hurry(self) -> None:
+        """Have the next batch taken at once: a ring fills up."""
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        self.realtime = _hurry()
-        self._prioritised.set()
-        poller = select.poll()
-        for descriptor in self._rings.descriptors():
-            poller.register(descriptor, select.POLLIN)
         rescan_at = time.monotonic() + _RESCAN_S
         while not self._stop.is_set():
-            events = poller.poll(_POLL_MS)
-            # The one border of this thread: a fault costs the samples at hand, never the sampling.
-            try:
-                self._collect()
+            self._wait()
+            with self._lock:
+                for feed in list(self._feeds):
+                    self._guard(partial(self._batch, feed))
                 if time.monotonic() >= rescan_at:
                     rescan_at = time.monotonic() + _RESCAN_S
-                    self._rescan()
-            except Exception:
-                self.faults += 1
-                if self.faults <= _MAX_FAULTS_LOGGED:
-                    log.exception("sampling fault", extra={"faults": self.faults})
-            if any(event & ~select.POLLIN for _, event in events):
-                if not self._server.alive():
-                    return
-                self._stop.wait(_POLL_MS / 1000)  # such events do not go away: no spinning over them
+                    self._guard(self._rescan)
 
-    def _collect(self) -> None:
-        offset = time.time_ns() - time.monotonic_ns()
-        # One read a backend and wake-up: all its samples at hand are joined to what it runs now.
-        running: dict[int, Described] = {}
-        for record in self._rings.drain():
-            if isinstance(record, Sample):
-                self._note(record, offset, running)
-            elif record.exited:
-                # Other rings may still hold samples of it: what is known about it goes with the next flush.
-                self._ended.add(record.pid)
-                self._rings.detach(record.pid)
-
-    def _note(self, sample: Sample, offset: int, running: dict[int, Described]) -> None:
-        pid = sample.pid
-        described = running.get(pid)
-        if described is None:
-            text = self._statements.statement(pid) if self._statements is not None else None
-            described = running[pid] = describe(text)
-        self._learn_space(sample)
-        unix_ns = sample.time_ns + offset
-        slot = unix_ns - unix_ns % SECOND_NS
-        key = _Key(slot, self._role(pid), pid, described, sample.kernel, sample.user)
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
         with self._lock:
-            self.samples += 1
-            held = self._pending.get(key)
-            if held is not None:
-                held[0] += 1
-                held[1] += sample.period_ns
-            elif len(self._pending) < _MAX_PENDING:
-                self._pending[key] = [1, sample.period_ns]
-            else:
-                self._lost += 1
+            for feed in self._feeds:
+                if not feed.rings.each:
+                    for descriptor in feed.rings.descriptors():
+                        poller.register(descriptor, select.POLLIN)
+        began = time.monotonic()
+        for descriptor, _ in poller.poll(_BATCH_S * 1000):
+            if descriptor == self._wake:
+                os.eventfd_read(self._wake)
+        self._stop.wait(max(0.0, began + _PAUSE_S - time.monotonic()))
 
-    def _role(self, pid: int) -> str:
-        role = self._roles.get(pid)
-        if role is None:
-            if pid == self._server.pid:
-                role = "postmaster"
-            else:
-                role = backend_type(pid)
-                if role is None:
-                    # Not named yet, or gone: ask again at its next sample.
-                    return UNKNOWN_BACKEND
-            self._roles[pid] = role
-        return role
+    def _guard(self, step: Callable[[], None]) -> None:
+        # The one border of this thread: a fault costs the samples at hand, never the sampling.
+        try:
+            step()
+        except Exception:
+            self.faults += 1
+            if self.faults <= _MAX_FAULTS_LOGGED:
+                log.exception("sampling fault", extra={"faults": self.faults})
 
-    def _learn_space(self, sample: Sample) -> None:
-        """Read a backend's own maps, while it lives, when the postmaster's do not explain its stack.
-
-        Backends are forks without exec: what is mapped in the postmaster lies at the same place in them.
-        """
-        pid = sample.pid
-        if pid in self._spaces:
-            return
-        space = self._space
-        if space is None or any(space.find(address) is None for address in sample.user[:1]):
-            self._spaces[pid] = read_maps(pid)
+    def _batch(self, feed: _Feed) -> None:
+        if feed.notes is not None:
+            feed.notes.look()
+        lost = feed.rings.lost
+        try:
+            self._batches.take(feed.rings.drain(), feed.tracked, feed.notes)
+        finally:
+            feed.rings.release()
+        self._lost_some = self._lost_some or feed.rings.lost != lost
+        if self._lost_some and time.monotonic() >= self._reread_at:
+            # Records of mappings may be among what was lost.
+            self._reread_at = time.monotonic() + _REREAD_S
+            self._lost_some = False
+            self._batches.forget_spaces()
 
     def _rescan(self) -> None:
-        """Attach backends that ran before the postmaster's events were opened, and forget dead ones."""
-        alive = set(self._server.backends())
-        self._older &= alive
-        for pid in (self._rings.attached | self._rings.refused.keys()) - alive - {self._server.pid}:
-            self._rings.detach(pid)
-        for pid in self._older - self._rings.attached:
-            if not self._rings.attach(pid) and pid in self._rings.refused:
-                log.debug("backend not attached", extra={"pid": pid, "error": self._rings.refused[pid]})
+        for feed in list(self._feeds):
+            for tracked in list(feed.tracked):
+                try:
+                    tracked.rescan()
+                except OSError as error:
+                    self._end(tracked, error)
 
     def flush(self, now_ns: int | None) -> None:
-        """Turn the raw samples of windows that ended before `now_ns` (None: all) into profiles."""
-        before = None if now_ns is None else self._windows.start_of(now_ns - _GRACE_NS)
+        """Name the samples of seconds that are over and send the windows that are (None: all there is)."""
         with self._lock:
-            if before is None:
-                ready, self._pending = self._pending, {}
-            else:
-                ready = {key: held for key, held in self._pending.items() if key.slot_ns < before}
-                for key in ready:
-                    del self._pending[key]
-            lost = self._lost + self._rings.lost
-            self._lost = self._rings.lost = 0
-            ended, self._ended = self._ended, set()
-        for (slot, role, pid, described, kernel, user), (count, cpu_ns) in ready.items():
-            stack, complete = self._stack(role, pid, described, kernel, user)
-            losses = Losses(
-                truncated=0 if complete else count,
-                unproven=count if described.frame is not None else 0,
-                unattributed=0 if described.has_request else count,
-            )
-            attributes = Attributes(
-                slot, described.endpoint, described.run, described.phase, pid, trace_id=described.trace_id
-            )
-            self._windows.add(PROCESS_CPU, role, stack, attributes, (count, cpu_ns), losses)
-        for pid in ended:
-            self._spaces.pop(pid, None)
-            self._roles.pop(pid, None)
-        if lost:
-            at = time.time_ns() if now_ns is None else now_ns
-            self._windows.lose(PROCESS_CPU, CLIENT_BACKEND, at, lost)
-        self._windows.flush(before)
+            tracked = self.targets
+            for feed in self._feeds:
+                self._charge_lost(feed)
+        at_ns = time.time_ns() if now_ns is None else now_ns
+        with self._flushing:
+            self._publisher.publish(now_ns)
+            for one in tracked:
+                one.charge(at_ns)
+                self._publisher.send(one, now_ns)
 
-    def _stack(
-        self, role: str, pid: int, described: Described, kernel: tuple[int, ...], user: tuple[int, ...]
-    ) -> tuple[Stack, bool]:
-        frames = [self._root]
-        if role != CLIENT_BACKEND:
-            frames.append(Frame(role, kind="root"))
-        if described.frame is not None:
-            frames.append(described.frame)
-        native, complete = self._native(pid, user)
-        frames += native
-        frames += (self._kernel_symbols.frame(address) for address in reversed(kernel))
-        return tuple(frames), complete
+    @staticmethod
+    def _charge_lost(feed: _Feed) -> None:
+        for tracked, count in feed.rings.take_lost().items():
+            charged = tracked or (feed.tracked[0] if feed.tracked else None)
+            if charged is not None:
+                charged.lost += count
 
-    def _native(self, pid: int, user: tuple[int, ...]) -> tuple[list[Frame], bool]:
-        """Return the frames of a chain of addresses, root first, and whether it reaches the root."""
-        found: list[Frame] = []
-        complete = False
-        own = self._spaces.get(pid)
-        for depth, address in enumerate(user):
-            # A return address is the instruction after the call: the call itself is one byte before.
-            address -= depth > 0
-            space = self._space
-            mapping = space.find(address) if space is not None else None
-            if mapping is None and own is not None:
-                space, mapping = own, own.find(address)
-            if space is None or mapping is None:
-                # Code without frame pointers led the kernel astray: what follows is no stack.
-                break
-            named = self._symbols.frames(space, address)
-            complete = named.is_root
-            found += named.frames
-        found.reverse()
-        return found, complete
+    def counts(self) -> dict[str, int]:
+        """Return what was lost or went wrong so far."""
+        with self._lock:
+            counts = Counter(self._past)
+            for feed in self._feeds:
+                counts.update(self._ring_counts(feed))
+                counts["samples"] += sum(tracked.samples for tracked in feed.tracked)
+            counts["samples_without_maps"] += self._batches.spaceless
+            counts["frames_unnamed"] += self._stacks.unnamed
+            counts["objects_malformed"] += self._stacks.malformed + self._unwinder.malformed
+        return dict(counts)
+
+    @staticmethod
+    def _ring_counts(feed: _Feed) -> Counter[str]:
+        rings = feed.rings
+        return Counter(
+            samples_lost=rings.lost, samples_throttled=rings.throttled, records_malformed=rings.malformed
+        )
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Stop, and send everything held."""
+        self._stop.set()
+        self.hurry()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        for tracked in self.targets:
+            self.remove(tracked)
+        self.flush(None)
+        if not self._thread.is_alive() and self._wake >= 0:
+            self._guard(self._unwinder.close)
+            self._inlines.close(timeout_s)
+            if self._debuginfod is not None:
+                self._debuginfod.close(timeout_s)
+            os.close(self._wake)
+            self._wake = -1

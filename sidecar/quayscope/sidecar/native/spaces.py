@@ -20,6 +20,9 @@ _SHARE = 50
 """What a reading took is followed by this many times as long without one: 2 % of a core at most."""
 _LARGE = 1024
 """Mappings past which applying changes is bounded in the same way."""
+_HUGE = 4096
+_MAX_HUGE_MAPPINGS = 1 << 18
+"""Mappings of all processes with more than 4,096 of them: some 40 MB."""
 _MAX_CHANGES = 1024
 """Mappings noted and not yet laid over the space."""
 
@@ -40,7 +43,9 @@ class _Held:
 
 
 class Spaces:
-    """Address spaces by process. At most 4,096 processes, the least lately used go first.
+    """Address spaces by process, the least lately used go first.
+
+    At most 4,096 processes, and of those with more than 4,096 mappings as many as have 262,144 together.
 
     `read` reads one, None where that is not possible; `unreadable` counts such reads, `read_again` those that
     an address in no mapping asked for.
@@ -67,7 +72,7 @@ class Spaces:
         if held is None:
             held = self._keep(pid, _Held(None))
         if held.space is None and self._clock() >= held.read_after:
-            held.space = self._read_now(pid, held)
+            self._set(pid, held, self._read_now(pid, held))
         if held.changes:
             self._apply(pid, held)
         self._held.move_to_end(pid)
@@ -86,7 +91,7 @@ class Spaces:
         if space is None or (held.space is not None and space.layout is held.space.layout):
             return None
         held.changes.clear()
-        held.space = space
+        self._set(pid, held, space)
         return space
 
     def mapped(self, pid: int, start: int, length: int, offset: int, path: str, executable: bool) -> None:
@@ -98,7 +103,7 @@ class Spaces:
         if len(held.changes) > _MAX_CHANGES:
             # Nothing tells what was unmapped: who maps code all the time is read again.
             held.changes.clear()
-            held.space = self._read_now(pid, held) or held.space
+            self._set(pid, held, self._read_now(pid, held) or held.space)
 
     def forked(self, pid: int, parent: int) -> None:
         """Note a new process: it has its parent's space until one of them changes."""
@@ -108,11 +113,13 @@ class Spaces:
         if space is None:
             self._held.pop(pid, None)
         else:
-            self._keep(pid, _Held(AddressSpace(pid, space.layout)))
+            self._keep(pid, _Held(AddressSpace(pid, space.layout, space.ancestor or parent)))
 
     def executed(self, pid: int) -> None:
         """Note that a process runs another program now: only what it maps from here on is mapped."""
-        self._keep(pid, _Held(AddressSpace(pid, ())))
+        held = self._held.get(pid)
+        ancestor = held.space.ancestor if held is not None and held.space is not None else 0
+        self._keep(pid, _Held(AddressSpace(pid, (), ancestor)))
 
     def ended(self, pid: int) -> None:
         """Forget a process."""
@@ -125,6 +132,24 @@ class Spaces:
             self._held.popitem(last=False)
         return held
 
+    def _set(self, pid: int, held: _Held, space: AddressSpace | None) -> None:
+        held.space = space
+        if space is None or len(space.mappings) <= _HUGE:
+            return
+        self._held.move_to_end(pid)
+        known = [(one, other.space.layout) for one, other in self._held.items() if other.space is not None]
+        total = sum(
+            size
+            for size in (len(layout.mappings) for layout in {layout for _, layout in known})
+            if size > _HUGE
+        )
+        for one, layout in known:
+            if total <= _MAX_HUGE_MAPPINGS or one == pid:
+                break
+            if len(layout.mappings) > _HUGE:
+                total -= len(layout.mappings)
+                del self._held[one]
+
     def _read_now(self, pid: int, held: _Held) -> AddressSpace | None:
         began = self._clock()
         space = self._read(pid)
@@ -132,6 +157,8 @@ class Spaces:
         held.read_after = now + max(_REREAD_AFTER_S, _SHARE * (now - began))
         if space is None:
             self.unreadable += 1
+        elif held.space is not None:
+            space.ancestor = held.space.ancestor
         return space
 
     def _apply(self, pid: int, held: _Held) -> None:
@@ -141,7 +168,9 @@ class Spaces:
             return
         changes, held.changes = held.changes, []
         layout = Layout.of(()) if held.space is None else held.space.layout
-        held.space = AddressSpace(pid, layout.with_mappings(changes))
-        if len(held.space.layout.mappings) > _LARGE:
+        ancestor = 0 if held.space is None else held.space.ancestor
+        space = AddressSpace(pid, layout.with_mappings(changes), ancestor)
+        self._set(pid, held, space)
+        if len(space.mappings) > _LARGE:
             now = self._clock()
             held.apply_after = now + _SHARE * (now - began)

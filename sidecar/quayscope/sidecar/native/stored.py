@@ -31,6 +31,7 @@ _ROW = struct.Struct("<IiiB")
 _SUFFIX = ".rules"
 _BUILD_ID = re.compile(r"[0-9a-f]{16,128}")
 _MAX_FILE = 8 << 20
+_MAX_FUNCTIONS = 32_768
 _MAX_DISTANCE = (1 << 32) - 1
 _KINDS = frozenset({0, 1, 2, 5, 6, 8})
 """The kinds that come from call frame information; the others are never stored."""
@@ -59,8 +60,8 @@ class Stored(NamedTuple):
 class StoredRules:
     """The directory of such files, at most `most` bytes of them: the least lately used go first.
 
-    `corrupted` counts files that were not what they should be, and were passed over; `failed` those that could
-    not be written.
+    `corrupted` counts files that were not what they should be, and were passed over; `failed` those that
+    could not be written.
     """
 
     def __init__(self, directory: Path, most: int = 64 << 20) -> None:
@@ -86,13 +87,14 @@ class StoredRules:
             log.warning("stored rules passed over", extra={"path": str(path)})
         return stored
 
-    def save(self, build_id: str, checksum: int, functions: list[StoredFunction]) -> None:
-        """Write an object's rules; the file is there whole or not at all."""
-        if not _BUILD_ID.fullmatch(build_id):
-            return
-        data = _pack(checksum, functions)
-        if len(data) > _MAX_FILE:
-            return
+    def save(self, build_id: str, checksum: int, functions: Sequence[StoredFunction]) -> Stored | None:
+        """Write an object's rules, the first 32,768 functions; the file is there whole or not at all.
+
+        Returns them as `load` would, None where nothing was written.
+        """
+        data = _pack(checksum, functions[:_MAX_FUNCTIONS])
+        if not _BUILD_ID.fullmatch(build_id) or len(data) > _MAX_FILE:
+            return None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._directory, suffix=".part")
@@ -107,6 +109,8 @@ class StoredRules:
         except OSError as error:
             self.failed += 1
             log.warning("rules not stored", extra={"error": str(error)})
+            return None
+        return _parse(data, checksum)
 
     def _trim(self) -> None:
         files = []
@@ -122,7 +126,7 @@ class StoredRules:
             total -= size
 
 
-def _pack(checksum: int, functions: list[StoredFunction]) -> bytes:
+def _pack(checksum: int, functions: Sequence[StoredFunction]) -> bytes:
     index, rows = bytearray(), bytearray()
     count = kept = 0
     for start, size, found in sorted(functions):

@@ -14,7 +14,7 @@ from quayscope.sidecar.native.general import AARCH64, X86_64, walk_by_name
 from quayscope.sidecar.native.maps import AddressSpace, Layout
 from quayscope.sidecar.native.rulebook import ObjectSource, RuleBook
 from quayscope.sidecar.native.samples import End, Unwound
-from quayscope.sidecar.native.view import View
+from quayscope.sidecar.native.view import Guess, View
 from quayscope.sidecar.native.walk import walk
 
 __all__ = ["MAX_FRAMES", "CfiUnwinder"]
@@ -34,7 +34,8 @@ class CfiUnwinder:
 
     `cache` is a directory for rules between runs, at most 64 MB of them; None keeps none. For one thread.
     Holds at most 65,536 rules, 24,576 stretches of stacks (of some 1 kB), and what `RuleBook` says.
-    `ends` counts stacks by why they end.
+    `ends` counts stacks by why they end, `guesses` frames without information whose caller was found all the
+    same, by what (see `guess`).
     """
 
     def __init__(self, objects: ObjectSource, *, cache: Path | None) -> None:
@@ -42,7 +43,9 @@ class CfiUnwinder:
         self._views: OrderedDict[Layout, View] = OrderedDict()
         self._rules = 0
         self._stretches = 0
+        self._dropped = 0
         self.ends: Counter[End] = Counter()
+        self.guesses: Counter[Guess] = Counter()
 
     @property
     def malformed(self) -> int:
@@ -63,12 +66,12 @@ class CfiUnwinder:
         data = memoryview(stack)[: len(stack) & ~7]
         if len(registers) == _X86_64_REGISTERS:
             if not registers[7] & 7:
-                end = walk(view, space.pid, registers, data, out, MAX_FRAMES)
+                end = walk(view, space, registers, data, out, MAX_FRAMES)
             if end is None:
                 out.clear()
-                end = walk_by_name(view, space.pid, X86_64, registers, data, out, MAX_FRAMES)
+                end = walk_by_name(view, space, X86_64, registers, data, out, MAX_FRAMES)
         elif len(registers) == _AARCH64_REGISTERS:
-            end = walk_by_name(view, space.pid, AARCH64, registers, data, out, MAX_FRAMES)
+            end = walk_by_name(view, space, AARCH64, registers, data, out, MAX_FRAMES)
         else:
             end = "rules"
         self.ends[end] += 1
@@ -79,7 +82,7 @@ class CfiUnwinder:
         self._book.save()
 
     def _view(self, layout: Layout) -> View:
-        view = self._views[layout] = View(layout, self._book, self._learned, self._stored)
+        view = self._views[layout] = View(layout, self._book, self._learned, self._stored, self.guesses)
         if len(self._views) > _MAX_VIEWS:
             self._views.popitem(last=False)
         return view
@@ -88,6 +91,10 @@ class CfiUnwinder:
         self._rules += 1
         if self._rules % _TEND_EVERY == 0:
             self._book.tend()
+            if self._book.dropped != self._dropped:
+                self._dropped = self._book.dropped
+                for view in self._views.values():
+                    view.forget_objects()
             if self._rules >= _MAX_RULES:
                 self._rules = 0
                 for view in self._views.values():

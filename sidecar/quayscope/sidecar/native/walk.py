@@ -12,6 +12,7 @@ from quayscope.sidecar.errors import MalformedCfi
 from quayscope.sidecar.native.expressions import RegisterUnknown
 from quayscope.sidecar.native.general import X86_64, NotDumped, caller, loader
 from quayscope.sidecar.native.guess import guess
+from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.memo import BOUNDARY, Walked
 from quayscope.sidecar.native.rules import General, Kind
 from quayscope.sidecar.native.samples import End
@@ -25,7 +26,7 @@ _FAR = 8 << 17
 
 
 def walk(
-    view: View, pid: int, registers: Sequence[int], data: memoryview, out: list[int], most: int
+    view: View, space: AddressSpace, registers: Sequence[int], data: memoryview, out: list[int], most: int
 ) -> End | None:
     """Walk a stack; `out` gets its addresses, the first one among them, at most `most`.
 
@@ -43,7 +44,7 @@ def walk(
     spots: list[int] | None = None  # words that the open stretch has read
     began, first, state, kept_saved = 0, 0, (0, 0, 0), -1
     guessed = False
-    rule = known(at) or view.learn(pid, at)
+    rule = known(at) or view.learn(space, at)
     while True:
         kind, step, save, general = rule
         if kind <= 1:
@@ -100,19 +101,20 @@ def walk(
             i = (sp - base) >> 3
             saved_at = -1
             spots = None
-            rule = known(at) or view.learn(pid, at)
+            rule = known(at) or view.learn(space, at)
             continue
         else:
-            if len(out) == 1 and kind == Kind.GUESS and view.learn(pid, at - 1)[0] <= Kind.GENERAL:
+            if len(out) == 1 and view.call_before(space, at).kind == "system":
                 # A system call that does not return is the last instruction of its function.
-                rule = view.learn(pid, at - 1)
-                if rule[0] != kind:
+                before = view.learn(space, at - 1)
+                if before[0] <= Kind.BP or before[0] == Kind.GENERAL:
+                    rule = before
                     continue
             if saved_at >= len(words):
                 return "dump"
             if saved_at >= 0:
                 bp = words[saved_at]
-            found = guess(view, pid, words, base, i, bp, search=kind == Kind.GENERATED)
+            found = guess(view, space, words, base, i, bp, at, generated=kind == Kind.GENERATED)
             if found is None:
                 return "root" if guessed and not bp else "rules"
             i, saved_at, bp = found
@@ -158,7 +160,7 @@ def walk(
                 else:
                     break
             spots, began, first, kept_saved = [], i, len(out), saved_at
-        rule = known(at) or view.learn(pid, at)
+        rule = known(at) or view.learn(space, at)
 
 
 def _general(

@@ -36,7 +36,8 @@ _CAPABILITY = "pg_stat_activity"
 _QUERY = """
 SELECT pid, coalesce(backend_type, ''), coalesce(state, ''), coalesce(wait_event_type, ''),
        coalesce(wait_event, ''), coalesce(query, ''),
-       coalesce(extract(epoch FROM clock_timestamp() - backend_start), 0)::float8
+       coalesce(extract(epoch FROM clock_timestamp() - backend_start), 0)::float8,
+       coalesce(application_name, '')
 FROM pg_stat_activity
 WHERE pid <> pg_backend_pid() AND application_name <> %s
 """
@@ -59,6 +60,7 @@ class Backend(NamedTuple):
     query: str
     age_s: float
     local: bool
+    application: str = ""
 
     @property
     def active(self) -> bool:
@@ -214,7 +216,6 @@ class Activity:
 
     def _backend(self, row: tuple[Any, ...]) -> Backend:
         pid = self._resolve(row[0]) if self._resolve is not None else None
-        own_pid, kind, state, wait_type, wait, query, age_s = row
-        return Backend(
-            own_pid if pid is None else pid, kind, state, wait_type, wait, query, age_s, pid is not None
-        )
+        own_pid, kind, state, wait_type, wait, query, age_s, application = row
+        ours = own_pid if pid is None else pid
+        return Backend(ours, kind, state, wait_type, wait, query, age_s, pid is not None, application)

@@ -14,7 +14,7 @@ from quayscope.sidecar.resources import names
 from quayscope.sidecar.resources.counters import Counters
 from quayscope.sidecar.resources.mounts import UNIFIED
 from quayscope.sidecar.resources.pressure import pressure
-from quayscope.sidecar.resources.tried import CONTAINER, PRESSURE, Tried, number
+from quayscope.sidecar.resources.tried import CONTAINER, PRESSURE, Tried, number, read_text
 
 __all__ = ["Cgroup", "parse_blkio", "parse_flat", "parse_io_stat"]
 
@@ -90,8 +90,8 @@ class Cgroup:
         own, *below = self._members or [""]
         text = (tried.read(CONTAINER, own, f"{self._name}: cgroup.procs") if own else None) or ""
         for file in below:
-            with contextlib.suppress(OSError), open(file, encoding="ascii") as members:
-                text += members.read()
+            with contextlib.suppress(OSError):
+                text += read_text(file)
         # 0 stands for a process that our own pid namespace does not show.
         return [int(line) for line in text.split() if line.isdigit() and line != "0"]
 
@@ -99,7 +99,7 @@ class Cgroup:
         """Read a controller's file: v1's hierarchy when there is one for it, v2's else."""
         directory = self._directories.get(controller) or self._unified
         if not directory:
-            tried.refused(capability, f"{self._name}: {file}", f"no hierarchy of {controller} is reached")
+            tried.refused(capability, f"{self._name}: {controller}", "in the root cgroup, or not reached")
             return None
         return tried.read(capability, f"{directory}/{file}", f"{self._name}: {file}")
 

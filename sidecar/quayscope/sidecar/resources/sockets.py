@@ -7,9 +7,11 @@ no counter of the kernel shows; this does. Formats: sock_diag(7), `linux/unix_di
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,6 +28,7 @@ __all__ = [
     "parse_inet",
     "parse_unix",
     "queue_readings",
+    "split_messages",
 ]
 
 MOST_SOCKETS = 256
@@ -34,6 +37,7 @@ _SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _DONE, _ERROR = 3, 2
 _REQUEST_DUMP = 0x301
+_INTERRUPTED = 0x10
 _HEADER = struct.Struct("=IHHII")
 _LISTENING = 1 << 10
 _SHOW_NAME_AND_QUEUE = 0x01 | 0x10
@@ -45,8 +49,10 @@ _INET_SOURCE, _INET_QUEUES, _INET_SIZE = 8, 56, 72
 _ATTRIBUTE = struct.Struct("=HH")
 _NAME, _QUEUE = 0, 4
 _PATIENCE_S = 0.2
-_MOST_ANSWERS = 4096
+_MOST_MESSAGES = 4096
+_ATTEMPTS = 3
 _CLONE_NEWNET = 0x40000000
+_FAMILIES = {"Unix": socket.AF_UNIX, "IPv4": socket.AF_INET, "IPv6": socket.AF_INET6}
 
 
 Address = tuple[str, str, int | None]
@@ -78,38 +84,52 @@ class SocketDiagnosis:
         """Leave the namespace: an open socket keeps it alive."""
         self._socket.close()
 
-    def listeners(self) -> list[Listener]:
-        """Return every listening socket. Raises OSError for what the kernel refuses, a late answer too."""
-        found = []
-        for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
-            if family == socket.AF_UNIX:
-                request = _UNIX_REQUEST.pack(family, 0, 0, _LISTENING, 0, _SHOW_NAME_AND_QUEUE, 0, 0)
-            else:
-                request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTENING, b"")
-            parse = parse_unix if family == socket.AF_UNIX else parse_inet
-            found += [listener for body in self._dump(request) if (listener := parse(body)) is not None]
-        return found
+    def listeners(self, family: int) -> list[Listener]:
+        """Return every listening socket of a family. Raises OSError: refused, not known, or answered late."""
+        if family == socket.AF_UNIX:
+            request = _UNIX_REQUEST.pack(family, 0, 0, _LISTENING, 0, _SHOW_NAME_AND_QUEUE, 0, 0)
+            parse = parse_unix
+        else:
+            request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTENING, b"")
+            parse = parse_inet
+        for _ in range(_ATTEMPTS):
+            try:
+                answers = self._dump(request)
+            except InterruptedError:
+                continue
+            return [listener for body in answers if (listener := parse(body)) is not None]
+        raise InterruptedError(errno.EINTR, "the sockets changed while they were listed")
 
-    def _dump(self, request: bytes) -> Iterator[bytes]:
+    def _dump(self, request: bytes) -> list[bytes]:
         self._sequence += 1
         size = _HEADER.size + len(request)
         header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, self._sequence, 0)
         self._socket.send(header + request)
-        for _ in range(_MOST_ANSWERS):
-            data = self._socket.recv(1 << 16)
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
-                body = data[at + _HEADER.size : at + length]
-                at += max(_HEADER.size, (length + 3) & ~3)
+        answers: list[bytes] = []
+        interrupted = 0
+        for _ in range(_MOST_MESSAGES):
+            for kind, flags, sequence, body in split_messages(self._socket.recv(1 << 16)):
                 if sequence != self._sequence:
                     continue  # of a dump that was given up
+                interrupted |= flags & _INTERRUPTED
                 if kind == _DONE:
-                    return
+                    if interrupted:
+                        raise InterruptedError
+                    return answers
                 if kind == _ERROR:
-                    number = -struct.unpack_from("=i", body)[0]
+                    number = -int.from_bytes(body[:4], sys.byteorder, signed=True)
                     raise OSError(number, os.strerror(number))
-                yield body
+                answers.append(body)
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
+
+
+def split_messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yield kind, flags, sequence and body of each netlink message in a datagram."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+        yield kind, flags, sequence, data[at + _HEADER.size : at + length]
+        at += max(_HEADER.size, (length + 3) & ~3)
 
 
 def parse_unix(body: bytes) -> Listener | None:
@@ -149,12 +169,14 @@ def queue_readings(
 
     `known` are the addresses told so far, which are added to: each is a series for good.
     """
-    try:
-        listeners = diagnosis.listeners()
-    except OSError as error:
-        tried.refused(SOCKETS, "sock_diag", error)
-        return [], 0
-    tried.worked(SOCKETS)
+    listeners: list[Listener] = []
+    for name, family in _FAMILIES.items():
+        try:
+            listeners += diagnosis.listeners(family)
+        except OSError as error:
+            tried.refused(SOCKETS, f"sock_diag of {name} sockets", error)
+        else:
+            tried.worked(SOCKETS)
     # Several sockets may share an address (SO_REUSEPORT): a connection is lost when one of them is full.
     fullest: dict[Address, Listener] = {}
     for listener in sorted(listeners, key=lambda listener: listener.queue - listener.backlog):

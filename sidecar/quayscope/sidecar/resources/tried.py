@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import defaultdict
 
 from quayscope.sidecar.capabilities import Capabilities, Capability
@@ -18,6 +19,7 @@ __all__ = [
     "SOCKETS",
     "Tried",
     "number",
+    "read_text",
 ]
 
 CONTAINER = "container_resources"
@@ -44,6 +46,25 @@ _REMEDIES = {
 }
 _MOST_DETAILS = 3
 _MOST = (1 << 63) - 1
+_PIECE = 1 << 14
+_MOST_PIECES = 64
+
+
+def read_text(path: str) -> str:
+    """Return a file's text, at most 1 MiB. Raises OSError.
+
+    Some of the files lie where the profiled container may have put something else: a link is not followed,
+    and a pipe is not waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        parts = [os.read(descriptor, _PIECE)]
+        # Files of the kernel may come in pieces that are shorter than asked for.
+        while parts[-1] and len(parts) < _MOST_PIECES:
+            parts.append(os.read(descriptor, _PIECE))
+    finally:
+        os.close(descriptor)
+    return b"".join(parts).decode("ascii", "replace")
 
 
 def number(text: str) -> int | None:
@@ -68,8 +89,7 @@ class Tried:
     def read(self, capability: str, path: str, called: str = "") -> str | None:
         """Return a file's text, None when it cannot be read; `called` is how to name it, its path else."""
         try:
-            with open(path, encoding="ascii", errors="replace") as file:
-                text = file.read()
+            text = read_text(path)
         except OSError as error:
             self.refused(capability, called or path, error)
             return None

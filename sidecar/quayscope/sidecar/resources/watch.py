@@ -28,14 +28,9 @@ _Key = tuple[tuple[str, str], ...]
 class _Network:
     """One network namespace: its counters, and the socket that lists its listening sockets."""
 
-    def __init__(self, inside: int | None) -> None:
+    def __init__(self) -> None:
         self.counters = Counters(boot_ns())
         self.diagnosis: SocketDiagnosis | None = None
-        self.refusal: OSError | None = None
-        try:
-            self.diagnosis = SocketDiagnosis(inside)
-        except OSError as error:
-            self.refusal = error
 
     def close(self) -> None:
         if self.diagnosis is not None:
@@ -43,21 +38,21 @@ class _Network:
 
 
 class Resources:
-    """Measures containers and node. `labels` and a container's own go on its series, `node` takes the rest.
+    """Measures containers and node. `labels` go on every series, and a container's own on its.
 
-    The processes are looked at by `processes`, which others may ask too; it is theirs to be `look`ed first.
+    `processes` are to be looked at before each tick. A tick is one message to `send`.
     """
 
     def __init__(
         self,
         labels: dict[str, str],
-        node: Meter,
         processes: Processes,
         send: Callable[[bytes], None],
         capabilities: Capabilities,
     ) -> None:
         self._labels = labels
-        self._node = node
+        self._parts: list[bytes] = []
+        self._node = Meter({**labels, "service_name": "quayscope-sidecar"}, self._parts.append)
         self._processes = processes
         self._send = send
         self._capabilities = capabilities
@@ -71,6 +66,7 @@ class Resources:
 
     def tick(self, containers: Sequence[Container]) -> None:
         """Take and send one second of everything; what cannot be read is a capability that is missing."""
+        self._parts.clear()  # of a tick that failed halfway
         node = [*node_readings(self._tried, self._node_counters), *self._disks.readings(self._tried)]
         seen: set[tuple[int, int]] = set()
         spaces: dict[int, tuple[Process | None, Meter]] = {}
@@ -104,6 +100,8 @@ class Resources:
             )
         ]
         self._node.emit(node)
+        # Messages of protocol buffers, one after the other, are one message with what is in all of them.
+        self._send(b"".join(self._parts))
         self._tried.report(self._capabilities)
 
     def close(self) -> None:
@@ -117,7 +115,7 @@ class Resources:
         held = self._containers.pop(key, None)
         if held is None:
             name = container.labels.get("container") or container.labels.get("service_name", "container")
-            held = (ContainerWatch(name), Meter({**self._labels, **container.labels}, self._send))
+            held = (ContainerWatch(name), Meter({**self._labels, **container.labels}, self._parts.append))
             while len(self._containers) >= MOST_CONTAINERS:
                 del self._containers[next(iter(self._containers))]  # the one not seen for longest
         self._containers[key] = held
@@ -133,25 +131,37 @@ class Resources:
     def _network(self, spaces: dict[int, tuple[Process | None, Meter]], node: list[Reading]) -> int:
         """Read each namespace; our own goes with the node's, as all containers of a pod share it."""
         left_out = 0
+        for namespace, (process, _) in list(spaces.items()):
+            if not self._enter(namespace, process):
+                spaces.setdefault(self._own_namespace, (None, self._node))
+                self._enter(self._own_namespace, None)
         for gone in self._networks.keys() - spaces.keys():
             self._networks.pop(gone).close()
         for namespace, (process, meter) in spaces.items():
-            network = self._networks.get(namespace)
-            if network is None or network.diagnosis is None:
-                network = self._networks[namespace] = _Network(None if process is None else process.pid)
+            network = self._networks[namespace]
             pid = os.getpid() if process is None else process.pid
             readings = list(tcp_readings(pid, self._tried, network.counters))
             if network.diagnosis is not None:
                 queues, more = queue_readings(network.diagnosis, self._told_sockets, self._tried)
                 readings += queues
                 left_out += more
-            elif network.refusal is not None:
-                self._tried.refused(SOCKETS, "the target's network namespace", network.refusal)
             if process is None:
                 node += readings
             else:
                 meter.emit(readings)
         return left_out
+
+    def _enter(self, namespace: int, process: Process | None) -> bool:
+        """Make sure that a namespace's sockets can be listed; where that is refused it is noted."""
+        network = self._networks.setdefault(namespace, _Network())
+        if network.diagnosis is None:
+            try:
+                network.diagnosis = SocketDiagnosis(None if process is None else process.pid)
+            except OSError as error:
+                what = "sock_diag" if process is None else "the target's network namespace (ours is told)"
+                self._tried.refused(SOCKETS, what, error)
+                return False
+        return True
 
 
 def _namespace(pid: int) -> int | None:

@@ -15,7 +15,7 @@ import pytest
 
 from measured_resources import MEGABYTE, Measured, Point, Told, descriptors, one, written
 from own_cgroup import OwnCgroup, own_cgroup
-from quayscope.sidecar.resources import Container
+from quayscope.sidecar.resources import Container, TierCpu
 
 _UNIT = 1 << 16
 
@@ -203,6 +203,25 @@ def test_the_busiest_20_processes_are_told_and_the_others_summed(
         assert written(made.tick(target), _UNIT) == {"": 0}
         made.close()
     told.end()
+    assert descriptors() <= opened
+
+
+def test_a_storm_of_short_lived_processes_leaves_nothing_behind(measured: Measured) -> None:
+    """Who ends while being looked at: no error, no descriptor left open, and the tree's CPU only grows."""
+    tiers = TierCpu(measured.processes)
+    opened = descriptors()
+    with subprocess.Popen(["/bin/sh", "-c", "while :; do /bin/true; /bin/true & done"]) as storm:
+        target = Container({"service_name": "quay-app"}, storm.pid)
+        cpu = []
+        for _ in range(20):
+            assert one(measured.tick(target), "quayscope.container.processes").value >= 1
+            (quay,) = [r for r in tiers.readings(None, storm.pid) if r.attributes["tier"] == "quay"]
+            cpu.append(quay.value)
+        storm.kill()
+    assert cpu == sorted(cpu)
+    assert cpu[-1] > cpu[0]
+    measured.tick(target)
+    measured.close()
     assert descriptors() <= opened
 
 

@@ -84,6 +84,31 @@ def test_sockets_of_another_network_namespace_are_told_as_its_containers(
     assert descriptors("socket:") <= opened + 1  # the one of our own namespace
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a network namespace")
+def test_where_a_namespace_may_not_be_entered_ours_is_told_and_that_said(
+    run_sidecar: Any, receiver: Any, until: Any, open_folder: Path, start: Callable[..., Told]
+) -> None:
+    """setns is refused, as for any sidecar without SYS_ADMIN; the target's TCP counters need no entering."""
+    told = start(lambda *command: ["unshare", "--net", *command])
+    path = str(open_folder / "ours.sock")
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(path)
+        ours.listen(13)
+        run_sidecar("--postgres", "off", "--quay-pid", str(told.pid), refuse=("setns",))
+        received = receiver.received
+        until(lambda: "accept_queues" in received.capabilities(), 15.0, "the first report")
+    permitted, held = received.capabilities()["accept_queues"]
+    assert not permitted
+    assert "setns: Operation not permitted (EPERM)" in held["detail"]
+    assert "ours is told" in held["detail"]
+    backlogs = {
+        a["server.address"]: value for a, value, _ in received.metrics["quayscope.socket.accept_backlog"]
+    }
+    assert backlogs[path] == 13
+    assert 0 in {value for _, value, _ in received.metrics["quayscope.network.tcp.segments_sent"]}
+    assert {value for _, value, _ in received.metrics["quayscope.sidecar.faults"]} == {0}
+
+
 def test_a_namespace_that_cannot_be_entered_is_an_error() -> None:
     """The process is gone, say."""
     pid_max = int(Path("/proc/sys/kernel/pid_max").read_text())

@@ -1,0 +1,61 @@
+"""Processes that ended: a backend that is killed leaves its slot in shared memory as it was."""
+
+from __future__ import annotations
+
+import os
+import select
+
+__all__ = ["Deaths"]
+
+_MAX_WATCHED = 4096
+
+
+class Deaths:
+    """Says which slots' processes ended (pidfd_open(2)).
+
+    One descriptor a backend, at most 4,096; where descriptors are short, backends go unwatched.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._number_of: dict[int, int] = {}
+        self._descriptor_of: dict[int, int] = {}
+
+    def watch(self, number: int, pid: int) -> bool:
+        """Watch a slot's process; False when it has ended already."""
+        self.forget(number)
+        if len(self._number_of) >= _MAX_WATCHED:
+            return True
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            return True
+        self._number_of[descriptor] = number
+        self._descriptor_of[number] = descriptor
+        self._epoll.register(descriptor, select.EPOLLIN)
+        return True
+
+    def take(self) -> list[int]:
+        """Return the slots whose processes ended since they were watched."""
+        if not self._number_of:
+            return []
+        return [
+            number
+            for descriptor, _ in self._epoll.poll(0, len(self._number_of))
+            if (number := self._number_of.get(descriptor)) is not None
+        ]
+
+    def forget(self, number: int) -> None:
+        """Stop watching a slot's process."""
+        descriptor = self._descriptor_of.pop(number, None)
+        if descriptor is not None:
+            del self._number_of[descriptor]
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for number in list(self._descriptor_of):
+            self.forget(number)
+        self._epoll.close()

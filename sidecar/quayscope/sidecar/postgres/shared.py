@@ -1,0 +1,346 @@
+"""Every backend of a server as it is at one moment: a sweep over its shared memory.
+
+A sweep reads little: the counter and pid of every slot, the wait of every backend. Where neither changed
+since the sweep before, nothing did, and the slot is the same object as then. Where a counter moved, the entry
+is read whole, with its texts and its wait, between two looks at the counter: what changed meanwhile is read
+again, and what changes each time is counted torn and left out of this sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+
+from quayscope.sidecar.capabilities import Capabilities, Capability
+from quayscope.sidecar.errors import SidecarError
+from quayscope.sidecar.postgres.calibrate import calibrate
+from quayscope.sidecar.postgres.deaths import Deaths
+from quayscope.sidecar.postgres.enums import names_of
+from quayscope.sidecar.postgres.layout import COUNTER_AND_PID, Entry, Layout
+from quayscope.sidecar.postgres.oids import OidNames
+from quayscope.sidecar.postgres.program import Unreadable, regions
+from quayscope.sidecar.postgres.routes import Look, MappedMemory, ReadMemory, SharedMemory
+from quayscope.sidecar.postgres.slots import (
+    BACKGROUND_WORKER,
+    Decoder,
+    Session,
+    Slot,
+    started_ns,
+    worker_type,
+)
+from quayscope.sidecar.targets import BackendPids, Postmaster
+
+__all__ = ["SHARED_MEMORY", "MemoryGone", "SharedReader", "open_reader"]
+
+SHARED_MEMORY = "postgres_shared_memory"
+_CHUNK = 64 * COUNTER_AND_PID.size
+_ATTEMPTS = 3
+_CHECK_S = 1.0
+_SUSPICIOUS_S = 10.0
+"""How long after a sign of trouble each sweep makes sure that the memory is still the server's."""
+_MAP_REMEDY = "the capability CHECKPOINT_RESTORE in the container's securityContext (its process as uid 0)"
+_READ_REMEDY = (
+    "run as the target's own user, or add the capability SYS_PTRACE to the container's securityContext"
+)
+
+
+class MemoryGone(SidecarError):
+    """The server has ended, or has made its shared memory anew: it is to be opened again."""
+
+
+class SharedReader:
+    """Reads all backends of one server; for one thread, apart from `look`.
+
+    `changes` are the slots that the last sweep saw otherwise than the one before, by number: the old and the
+    new, None where there is none. `counts` says what could not be read: torn, invalid (an entry that points
+    elsewhere), dead (a slot whose process was killed).
+    """
+
+    def __init__(
+        self, server: Postmaster, layout: Layout, memory: SharedMemory, names: OidNames | None = None
+    ) -> None:
+        self.server = server
+        self.layout = layout
+        self.counts: Counter[str] = Counter()
+        self.changes: list[tuple[int, Slot | None, Slot | None]] = []
+        self._memory = memory
+        self._enums = names_of(layout.major)
+        self._names = names or OidNames()
+        self._decoder = Decoder(layout, self._enums, self._names)
+        self._as_of = self._names.version
+        self._pids = BackendPids(server)
+        self._heads = bytes(layout.slots * COUNTER_AND_PID.size)
+        self._slots: dict[int, Slot] = {}
+        self._procs: dict[int, int] = {}
+        self._number_of: dict[int, int] = {}
+        self._applications: dict[int, bytes] = {}
+        self._proc_of_pid: dict[int, int] = {}
+        self._watched: list[int] = []
+        self._watched_procs: tuple[int, ...] = ()
+        self._waits: tuple[int, ...] = ()
+        self._deaths = Deaths()
+        self._checked_at = time.monotonic()
+        self._suspicious_until = 0.0
+
+    @property
+    def route(self) -> str:
+        """How the memory is read."""
+        return self._memory.route
+
+    def close(self) -> None:
+        """Let go of the memory and of all processes."""
+        self._memory.close()
+        self._deaths.close()
+
+    def sweep(self) -> list[Slot]:
+        """Return every backend now.
+
+        Raises `MemoryGone` when the server, or its memory, is not the one that was opened.
+        """
+        self.changes = []
+        try:
+            self._check()
+            waits, heads = self._memory.tick(self._watched_procs)
+            pending = self._changed(heads)
+            self._take_waits(waits, pending)
+            if pending:
+                self._read(pending)
+            # After the slots: who ends as he should clears his before.
+            for number in self._deaths.take():
+                self._die(number)
+        except OSError as error:
+            raise MemoryGone(f"shared memory of postmaster {self.server.pid}: {error.strerror}") from error
+        return list(self._slots.values())
+
+    def look(self, server_pid: int) -> Slot | None:
+        """Return one backend as it is right now, None when it has no slot or is being written.
+
+        For the sampler's wake-up: two system calls at most, none where the memory is mapped.
+        """
+        number = self._number_of.get(server_pid, -1)
+        slot, proc = self._slots.get(number), self._procs.get(number)
+        if slot is None or proc is None:
+            return None
+        try:
+            (seen,) = self._memory.look([(number, proc)])
+        except (OSError, ValueError):  # ValueError: closed meanwhile
+            return None
+        if not seen.steady():
+            return None
+        entry = self._decoder.entry(number, seen)
+        return self._slot(number, seen, proc) if entry is not None and _is_of(slot, entry) else None
+
+    def _check(self) -> None:
+        """Notice that the server restarted, or made its memory anew after a crash."""
+        now = time.monotonic()
+        if now - self._checked_at < _CHECK_S and now > self._suspicious_until:
+            return
+        self._checked_at = now
+        if not self.server.alive():
+            raise MemoryGone(f"postmaster {self.server.pid} has ended")
+        held = (*self.layout.segment, self.layout.inode)
+        if not any((one.start, one.end, one.inode) == held for one in regions(self.server.pid)):
+            raise MemoryGone(f"postmaster {self.server.pid} has made its shared memory anew")
+        if self._names.version != self._as_of:
+            self._as_of = self._names.version
+            self._applications.clear()
+            self._heads = bytes(len(self._heads))
+
+    def _die(self, number: int) -> None:
+        """Take out a slot whose process ended without clearing it: it was killed, and the server recovers."""
+        old = self._slots.get(number)
+        if old is None:
+            self._deaths.forget(number)
+        else:
+            self.counts["dead"] += 1
+            self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
+            self._put(number, old, None)
+
+    def _changed(self, heads: bytes) -> list[int]:
+        """Return the slots in use whose counter or pid moved; take out those that are free now."""
+        pending: list[int] = []
+        before = self._heads
+        if heads == before:
+            return pending
+        for at in range(0, len(heads), _CHUNK):
+            chunk, old = heads[at : at + _CHUNK], before[at : at + _CHUNK]
+            if chunk == old:
+                continue
+            first = at // COUNTER_AND_PID.size
+            now = COUNTER_AND_PID.iter_unpack(chunk)
+            for index, (pair, was) in enumerate(zip(now, COUNTER_AND_PID.iter_unpack(old), strict=True)):
+                if pair == was:
+                    continue
+                number = first + index
+                if pair[1]:
+                    pending.append(number)
+                elif number in self._slots:
+                    self._put(number, self._slots[number], None)
+        self._heads = heads
+        return pending
+
+    def _take_waits(self, waits: tuple[int, ...], pending: list[int]) -> None:
+        if waits == self._waits:
+            return
+        before, self._waits = self._waits, waits
+        # Where other backends are watched than a sweep ago, each is compared with what its slot shows.
+        unknown = len(before) != len(waits)
+        skip = set(pending)
+        for index, (number, wait) in enumerate(zip(self._watched, waits, strict=True)):
+            if (unknown or wait != before[index]) and number not in skip and number in self._slots:
+                slot = self._slots[number]
+                named = self._enums.wait(wait)
+                if named != slot.wait:
+                    self._put(number, slot, slot._replace(wait=named))
+
+    def _read(self, pending: list[int]) -> None:
+        """Read slots whole, again where they were written meanwhile."""
+        wanted = self._with_procs(pending)
+        for _ in range(_ATTEMPTS):
+            again = []
+            for (number, proc), seen in zip(wanted, self._memory.look(wanted), strict=True):
+                if not seen.steady():
+                    again.append((number, proc))
+                    continue
+                old, new = self._slots.get(number), self._slot(number, seen, proc)
+                if new != old:
+                    self._put(number, old, new)
+                if new is not None:
+                    self._procs[number] = proc
+            wanted = again
+            if not wanted:
+                break
+        torn = [number for number, _ in wanted]
+        for number in torn:
+            self.counts["torn"] += 1
+            if number in self._slots:
+                self._put(number, self._slots[number], None)
+        self._forget(torn)
+        self._watch()
+
+    def _forget(self, numbers: list[int]) -> None:
+        """Have slots looked at again next time, as if they had changed."""
+        if numbers:
+            heads = bytearray(self._heads)
+            for number in numbers:
+                at = number * COUNTER_AND_PID.size
+                heads[at : at + COUNTER_AND_PID.size] = bytes(COUNTER_AND_PID.size)
+            self._heads = bytes(heads)
+
+    def _with_procs(self, pending: list[int]) -> list[tuple[int, int]]:
+        """Return the slots with their PGPROCs; those that have none (yet) are looked at again next time."""
+        found = []
+        lacking = []
+        fresh = False
+        for number in pending:
+            pid = COUNTER_AND_PID.unpack_from(self._heads, number * COUNTER_AND_PID.size)[1]
+            slot = self._slots.get(number)
+            if slot is not None and slot.session.server_pid == pid:
+                found.append((number, self._procs[number]))
+                continue
+            if not fresh:
+                pids = self._memory.proc_pids()
+                self._proc_of_pid = {own: index for index, own in enumerate(pids) if own}
+                fresh = True
+            proc = self._proc_of_pid.get(pid)
+            if proc is None:
+                lacking.append(number)
+                if slot is not None:
+                    self._put(number, slot, None)
+            else:
+                found.append((number, proc))
+        self._forget(lacking)
+        return found
+
+    def _slot(self, number: int, seen: Look, proc: int) -> Slot | None:
+        if seen.counter[4:] == b"\0\0\0\0":
+            return None
+        entry = self._decoder.entry(number, seen)
+        if entry is None:
+            self.counts["invalid"] += 1
+            self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
+            return None
+        session = self._session(number, entry, seen)
+        if session is None:
+            return None
+        worker = self._decoder.backend_type(entry) == BACKGROUND_WORKER
+        return self._decoder.slot(session, entry, seen, self._leader(proc, entry.pid) if worker else 0)
+
+    def _session(self, number: int, entry: Entry, seen: Look) -> Session | None:
+        old = self._slots.get(number)
+        if old is not None and old.session.pid and _is_of(old, entry):
+            if self._applications.get(number) == seen.application and self._names.version == self._as_of:
+                return old.session
+            self._applications[number] = seen.application
+            return self._decoder.renewed(old.session, entry, seen)
+        pid = self._pids.resolve(entry.pid) or 0
+        if pid and not self._deaths.watch(number, pid):
+            return None
+        kind = self._decoder.backend_type(entry)
+        if kind == BACKGROUND_WORKER and pid:
+            kind = worker_type(pid)
+        return self._decoder.session(entry, seen, pid, kind)
+
+    def _leader(self, proc: int, pid: int) -> int:
+        index, odd = divmod(self._memory.leader(proc) - self.layout.procs, self.layout.proc_size)
+        if odd or not 0 <= index < self.layout.proc_count:
+            return 0
+        leader = self._memory.proc_pids()[index]
+        return 0 if leader == pid else leader
+
+    def _put(self, number: int, old: Slot | None, new: Slot | None) -> None:
+        if new is not None:
+            self._slots[number] = new
+            self._number_of[new.session.server_pid] = number
+        else:
+            if old is not None and self._number_of.get(old.session.server_pid) == number:
+                del self._number_of[old.session.server_pid]
+            self._slots.pop(number, None)
+            self._procs.pop(number, None)
+            self._applications.pop(number, None)
+            self._deaths.forget(number)
+        if old is not None or new is not None:
+            self.changes.append((number, old, new))
+
+    def _watch(self) -> None:
+        """Have the waits of exactly the backends that there are read from now on."""
+        numbers = [number for number in self._slots if number in self._procs]
+        procs = tuple(self._procs[number] for number in numbers)
+        if procs != self._watched_procs:
+            self._watched, self._watched_procs, self._waits = numbers, procs, ()
+
+
+def _is_of(slot: Slot, entry: Entry) -> bool:
+    """Whether an entry is of the backend that a slot showed."""
+    return (slot.session.server_pid, slot.session.started_ns) == (entry.pid, started_ns(entry))
+
+
+def open_reader(
+    server: Postmaster, capabilities: Capabilities, names: OidNames | None = None
+) -> SharedReader | str:
+    """Return a reader by the best permitted route, or the reason why there is none; notes which it was."""
+    try:
+        layout = calibrate(server)
+        memory, why_not_mapped = _open_memory(server, layout)
+    except (Unreadable, OSError) as error:
+        reason = str(error) if isinstance(error, Unreadable) else f"process_vm_readv: {error.strerror}"
+        capabilities.note(Capability(SHARED_MEMORY, False, reason, _READ_REMEDY))
+        return reason
+    detail = f"PostgreSQL {layout.major}, {layout.slots} slots, {memory.route}"
+    if why_not_mapped:
+        detail += f"; mapping: {why_not_mapped}"
+    remedy = _MAP_REMEDY if why_not_mapped else ""
+    capabilities.note(Capability(SHARED_MEMORY, True, detail, remedy))
+    return SharedReader(server, layout, memory, names)
+
+
+def _open_memory(server: Postmaster, layout: Layout) -> tuple[SharedMemory, str]:
+    why = ""
+    with contextlib.suppress(OSError):
+        try:
+            return MappedMemory(server, layout), why
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise
+    return ReadMemory(server, layout), why
