@@ -23,6 +23,8 @@ AGENT_FOLDER = "/quayscope"
 SOCKET = "/run/quayscope/agent.sock"
 _IN_IMAGE = "/opt/quayscope/agent"
 _READY = "/run/quayscope/ready.json"
+_SPOOL = "/var/spool/quayscope"
+_PODINFO = f"{AGENT_FOLDER}/podinfo"
 _CREDENTIALS = "/var/run/secrets/quayscope"
 _TOKEN, _CA = f"{_CREDENTIALS}/token", f"{_CREDENTIALS}/ca.crt"
 _TOKEN_S = 3600
@@ -94,7 +96,9 @@ def sidecar(settings: Settings, subject: Subject) -> Object:
     if settings.insecure:
         command.append("--insecure")
     command += ["--wait-for-files", "--ready-file", _READY]
-    command += ["--label", "namespace=$(QUAYSCOPE_NAMESPACE)", "--label", "pod=$(QUAYSCOPE_POD)"]
+    command += ["--label", "namespace=$(POD_NAMESPACE)", "--label", "pod=$(POD_NAME)"]
+    command += ["--podinfo", _PODINFO]
+    command += ["--spool", f"{_SPOOL}/out", "--spool-size", "64", "--cache", f"{_SPOOL}/rules"]
     if subject.is_database:
         command += ["--postgres", "auto", "--database-service", subject.service]
     else:
@@ -104,8 +108,9 @@ def sidecar(settings: Settings, subject: Subject) -> Object:
         "image": settings.sidecar_image,
         "command": command,
         "env": [
-            _from_field("QUAYSCOPE_NAMESPACE", "metadata.namespace"),
-            _from_field("QUAYSCOPE_POD", "metadata.name"),
+            _from_field("POD_NAME", "metadata.name"),
+            _from_field("POD_NAMESPACE", "metadata.namespace"),
+            _from_field("POD_UID", "metadata.uid"),
         ],
         "resources": {"requests": dict(settings.requests), "limits": dict(settings.limits)},
         "securityContext": _sidecar_context(subject),
@@ -119,7 +124,9 @@ def sidecar(settings: Settings, subject: Subject) -> Object:
         "volumeMounts": [
             mount("run", "/run/quayscope"),
             mount("tmp", "/tmp"),  # noqa: S108 - the container's own volume
+            mount("spool", _SPOOL),
             {**mount("credentials", _CREDENTIALS), "readOnly": True},
+            {**mount("podinfo", _PODINFO), "readOnly": True},
         ],
     }
     if settings.native:
@@ -131,8 +138,19 @@ def volumes(settings: Settings, subject: Subject) -> list[Object]:
     """Return the volumes that these containers mount."""
     made: list[Object] = [
         {"name": f"{OURS}run", "emptyDir": {"sizeLimit": "16Mi"}},
-        {"name": f"{OURS}tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+        {"name": f"{OURS}tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+        # Rules take 64 MB, the spool what its flag says: far less, since a pod beyond a limit is evicted.
+        {"name": f"{OURS}spool", "emptyDir": {"sizeLimit": "512Mi"}},
         {"name": f"{OURS}credentials", "projected": {"sources": _credentials(settings)}},
+        {
+            "name": f"{OURS}podinfo",
+            "downwardAPI": {
+                "items": [
+                    {"path": name, "fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.{name}"}}
+                    for name in ("labels", "annotations")
+                ]
+            },
+        },
     ]
     if subject.is_python:
         made.insert(0, {"name": f"{OURS}agent", "emptyDir": {"sizeLimit": "16Mi"}})
