@@ -92,7 +92,7 @@ def as_container(
     uid = context.get("runAsUser", image.uid)
     if context.get("runAsNonRoot") and uid == 0:
         raise StartFailed(f"{one['name']}: runAsNonRoot, and the image's user is root")
-    read_only, writable = dict(image.files), {}
+    read_only, writable = dict(image.files), dict[str, Path]()
     for mount in one.get("volumeMounts") or ():
         folder = volumes[mount["name"]] / mount.get("subPath", "")
         (read_only if mount.get("readOnly") else writable)[mount["mountPath"]] = folder

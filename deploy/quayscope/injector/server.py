@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -127,8 +128,12 @@ class _HttpServer(CherootServer):
     """Cheroot with its own messages in our log."""
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-        """Log instead of printing to stderr."""
-        log.log(level, "http: %s", msg.strip(), exc_info=traceback)
+        """Log instead of printing to stderr; of a client that breaks a connection off, one line."""
+        fault = sys.exc_info()[1]
+        if isinstance(fault, OSError):  # TLS errors are of this kind
+            log.info("connection broken off", extra={"error": str(fault)})
+        else:
+            log.log(level, "http: %s", msg.strip(), exc_info=traceback)
 
 
 class WebhookServer:

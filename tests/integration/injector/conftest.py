@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import shutil
 import signal
@@ -158,7 +159,7 @@ class Pods:
         # The kernel ends a process namespace with its first process.
         os.kill(running.pod.pause, signal.SIGKILL)
         for pid in running.pids.values():
-            wait_until(lambda pid=pid: not Path(f"/proc/{pid}/exe").exists())
+            wait_until(functools.partial(_ended, pid))
 
     def run_again(self, running: Running, container: str) -> tuple[int, bytes]:
         """Run a container of a running pod a second time, to its end."""
@@ -196,14 +197,11 @@ def fresh_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for one in (volume, *volume.parents[:2]):
         one.chmod(0o755)
     os.chown(volume, NOBODY, NOBODY)
-    command = [
-        POSTGRES / "initdb",
-        "-D",
-        volume / "userdata",
-        "-A",
-        "trust",
-        "--no-sync",
-        "--no-instructions",
-    ]
+    programs: list[str | Path] = [POSTGRES / "initdb", "-D", volume / "userdata"]
+    command = [*programs, "-A", "trust", "--no-sync", "--no-instructions"]
     subprocess.run(command, check=True, capture_output=True, cwd="/", **as_nobody())
     return volume
+
+
+def _ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}/exe").exists()

@@ -12,7 +12,7 @@ from quayscope.sidecar.pids import pass_pids, stale_pids
 
 
 def test_finds_data_directories_of_volumes(tmp_path: Path) -> None:
-    """A data directory is found as the volume, and one and two levels below; no deeper, by no link, not inside."""
+    """A data directory is found as the volume and one and two levels below; by no link, not inside."""
     for place, pid in (
         ("a", "11"),
         ("a/b", "12"),
