@@ -36,7 +36,8 @@ def errors(document: Any, version: str) -> list[str]:
     found: list[str] = []
     _check(document, schema["kinds"][kind], "", schema["types"], found)
     for spec, path in _pod_specs(document):
-        found += _of_pod(spec, path)
+        claims = [one["metadata"]["name"] for one in document["spec"].get("volumeClaimTemplates") or ()]
+        found += _of_pod(spec, path, claims)
     return found
 
 
@@ -101,10 +102,10 @@ def _pod_specs(document: Any) -> list[tuple[Any, str]]:
     )
 
 
-def _of_pod(spec: Any, path: str) -> list[str]:
+def _of_pod(spec: Any, path: str, claims: list[str]) -> list[str]:
     """What the API server checks beyond the types: names, references, contradictions."""
     found = []
-    volumes = [one.get("name") for one in spec.get("volumes") or ()]
+    volumes = [*claims, *(one.get("name") for one in spec.get("volumes") or ())]
     containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     names = [one.get("name") for one in containers]
     for kind, values in (("volume", volumes), ("container", names)):
