@@ -18,12 +18,13 @@ _CONFINED = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]},
 }
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "collector": "https://quayscope-collector.quayscope.svc:4040",
     "agent_image": "registry.example/quayscope-agent:0.1.0",
     "sidecar_image": "registry.example/quayscope-sidecar:0.1.0",
     "ca_config_map": "openshift-service-ca.crt",
     "namespace": "quayscope",
+    "uids": {"quay-database": 26, "clair-postgres": 26},
 }
 
 

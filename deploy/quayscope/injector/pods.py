@@ -141,6 +141,10 @@ def _examine(
         return LeftAlone("bad-annotation", f"{RUN_AS_USER} is {asked!r}: expected the number of a user")
     pythonpath = annotations.get(PYTHONPATH)
     uid = _uid(spec, containers[place], int(asked) if asked else uids.get(service))
+    if wanted == "full" and service in DATABASES and uid is None:
+        # A sidecar that is root takes the pod out of reach of the platform that chose its user, and
+        # a database whose user changes cannot read its data.
+        return LeftAlone("no-user", f"full needs to know the database's user: say it with {RUN_AS_USER}")
     return Subject(service, place, wanted, pythonpath, uid)
 
 

@@ -111,14 +111,18 @@ class Pods:
         self._started = 0
         self._receivers: list[ReceivingServer] = []
 
-    def render(self, component: str, **changed: Any) -> dict[str, Any]:
-        """The pod as the injector makes it, of what runs here: kube's own token and secrets are left out."""
+    def plain(self, component: str) -> dict[str, Any]:
+        """A pod of what runs here, as it is without us: kube's own token and secrets are left out."""
         pod = component_pod(component)
         kept = ("postgres-data",)
         pod["spec"]["volumes"] = [one for one in pod["spec"]["volumes"] if one["name"] in kept]
         container = pod["spec"]["containers"][0]
         container["volumeMounts"] = [one for one in container["volumeMounts"] if one["name"] in kept]
         container.pop("env", None)
+        return pod
+
+    def render(self, component: str, **changed: Any) -> dict[str, Any]:
+        """The same as the injector makes it."""
         given = {
             **SETTINGS,
             "collector": f"http://127.0.0.1:{COLLECTOR_PORT}",
@@ -127,7 +131,7 @@ class Pods:
             "uids": {"quay-app": NOBODY, "quay-database": NOBODY},
             **changed,
         }
-        made, subject = inject(pod, Settings(**given), namespace="quay")
+        made, subject = inject(self.plain(component), Settings(**given), namespace="quay")
         assert isinstance(subject, Subject), subject
         return made
 
@@ -143,8 +147,9 @@ class Pods:
             volumes[volume["name"]] = folder
         if data is not None:
             volumes["postgres-data"] = data
-        (volumes["quayscope-credentials"] / "token").write_text("secret")
-        write_podinfo(volumes["quayscope-podinfo"], rendered)
+        if "quayscope-credentials" in volumes:
+            (volumes["quayscope-credentials"] / "token").write_text("secret")
+            write_podinfo(volumes["quayscope-podinfo"], rendered)
 
         def receive(pod: Pod) -> None:
             self._receivers.append(

@@ -190,6 +190,18 @@ def test_pause_container_of_the_same_user_would_stop_it(pods: Pods, fresh_data: 
     name_in_file(fresh_data, 2**30)
 
 
+def test_nothing_is_left_behind(pods: Pods, fresh_data: Path) -> None:
+    """After pods of each mode one that is not injected starts, and the volume holds Postgres' own alone."""
+    plain = pods.plain("postgres")
+    running = start_database(pods, fresh_data, plain)
+    assert pods.log(running, "postgres").count("FATAL") == 0
+    assert [path.name for path in fresh_data.iterdir()] == ["userdata"]
+    names = {path.name for path in fresh_data.rglob("*")}
+    assert [name for name in names if "quayscope" in name or "podinfo" in name] == []
+    owners = {path.stat().st_uid for path in fresh_data.rglob("*") if not path.name.startswith("pgsql_tmp")}
+    assert owners == {NOBODY}
+
+
 def see_what_it_buys(pods: Pods, running: Running, mode: str) -> None:
     """Wait until the sidecar said what it may do, and compare."""
 

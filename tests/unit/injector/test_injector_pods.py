@@ -185,6 +185,7 @@ def test_odd_pods_are_right_or_untouched() -> None:
     pod = component_pod("postgres")
     pod["spec"]["shareProcessNamespace"] = False
     assert injected(pod)[1].outcome == "not-shared"
+    assert injected(component_pod("postgres"), mode="full", uids={})[1].outcome == "no-user"
     for name, value in (("mode", "root"), ("run-as-user", "postgres")):
         pod = component_pod("postgres")
         pod["metadata"]["annotations"][f"quayscope.io/{name}"] = value
@@ -206,3 +207,17 @@ def test_unlabelled_pod_is_named_by_annotations() -> None:
     assert subject == Subject("quay-database", 1, "perfmon", None, 999)
     assert named(made, "quayscope-sidecar")["securityContext"]["runAsUser"] == 999
     assert errors(made, VERSIONS[0]) == []
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_removal_leaves_no_trace(component: str) -> None:
+    """Once the label is gone, and once the webhook is, pods are made as they were before the install."""
+    before = component_pod(component, inject=None)
+    during, _ = injected(component_pod(component, inject="true"))
+    assert (during == before) is False
+    after, left = injected(component_pod(component, inject=None))
+    assert after == before
+    assert left == LeftAlone("not-asked")
+    switched_off, left = injected(component_pod(component, inject="false"))
+    assert switched_off["spec"] == before["spec"]
+    assert left.warning == ""

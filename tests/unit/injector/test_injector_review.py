@@ -19,7 +19,7 @@ from quayscope.injector.server import Reviews, create_app
 from quayscope.injector.settings import MODES, Settings
 from schemas.closed import VERSIONS, errors
 
-SET = Settings(**SETTINGS)  # type: ignore[arg-type] # one mapping for all tests
+SET = Settings(**SETTINGS)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(0, 9) | st.text("ab/~", max_size=3),
@@ -116,7 +116,7 @@ def pods(draw: st.DrawFn) -> dict[str, Any]:
 def test_any_pod_is_valid_again_and_itself_beside(pod: dict[str, Any], mode: str, native: bool) -> None:
     """The result is valid, the same each time and when injected again; nothing that was there is lost."""
     assert errors(pod, VERSIONS[-1]) == []
-    chosen = Settings(**{**SETTINGS, "mode": mode, "native": native})  # type: ignore[arg-type] # likewise
+    chosen = Settings(**{**SETTINGS, "mode": mode, "native": native})
     made, subject = inject(pod, chosen, namespace="quay")
     assert errors(made, VERSIONS[-1]) == []
     assert inject(pod, chosen, namespace="quay")[0] == made
