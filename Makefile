@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent bench bench-agent screenshot
+.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent verify-sidecar bench bench-agent bench-sidecar screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,16 +55,23 @@ verify-flow: $(VENV)/.dev ## the whole flow at full size: every line of the demo
 verify-agent: $(VENV)/.dev interpreters ## the agent's promises at full size, with figures (about half an hour)
 	$(BIN)/python -m pytest tests/integration/agent --full -s $(ARGS)
 
+verify-sidecar: $(VENV)/.dev ## the sidecar's promises at full size, with figures (an hour and a half: fuzzers, soak)
+	$(BIN)/python -m pytest tests/fuzz tests/integration/sidecar --full -s $(ARGS)
+
 bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--rounds 5"
 	PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS)
 
+bench-sidecar: $(VENV)/.dev ## what the native sampler costs and is worth, beside perf: make bench-sidecar ARGS="--parts steady,perf"
+	PYTHONPATH=tests $(BIN)/python -m bench.sidecar $(ARGS)
+
 # A missed bound (exit code 1) is a result too: the document says so.
 bench: $(VENV)/.dev ## every benchmark, and docs/benchmarks.md from its figures
-	@PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS); status=$$?; \
+	@status=0; for part in agent sidecar; do \
+	  PYTHONPATH=tests $(BIN)/python -m bench.$$part $(ARGS); code=$$?; [ $$code -le $$status ] || status=$$code; done; \
 	  [ $$status -gt 1 ] || PYTHONPATH=tests $(BIN)/python -m bench.refresh || status=3; exit $$status
 
-screenshot: $(VENV)/.dev ## take the README's picture anew from a live demo
-	$(BIN)/python tests/e2e/take_screenshot.py docs/images/page.png
+screenshot: $(VENV)/.dev ## take the documents' pictures anew from a live demo
+	$(BIN)/python tests/e2e/take_screenshot.py docs/images
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist collector/quayscope/collector/web/static

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from open_folders import made_open
 from plain_user import PlainPython, find_plain_python
 
 
@@ -35,16 +34,12 @@ def checkout() -> Path:
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that every user may pass through; pytest's own are closed to others."""
-    folder = Path(tempfile.mkdtemp(prefix="quayscope-open-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with made_open("open") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
 def plain_python(checkout: Path) -> Iterator[PlainPython]:
     """An interpreter that a plain user can run, with our packages."""
-    spare = Path(tempfile.mkdtemp(prefix="quayscope-plain-"))
-    spare.chmod(0o755)
-    yield find_plain_python(checkout, spare)
-    shutil.rmtree(spare, ignore_errors=True)
+    with made_open("plain") as spare:
+        yield find_plain_python(checkout, spare)

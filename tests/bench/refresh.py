@@ -12,11 +12,15 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.agent import report
+from bench.agent import report as agent
+from bench.sidecar import report as sidecar
 
 __all__ = ["refresh"]
 
-TABLES: Mapping[str, Callable[[Mapping[str, object]], str]] = {"agent": report.table}
+TABLES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
+    "agent": agent.table,
+    "sidecar": sidecar.table,
+}
 
 
 def refresh(document: str, name: str, table: str) -> str:

@@ -42,7 +42,7 @@ def test_the_agent_is_measured(checkout: Path, tmp_path: Path) -> None:
     """In pairs and alone: requests were served on both sides, at the rate asked for, at a sane price."""
     found = run(checkout, tmp_path / "agent.json", "agent,alone")
     assert found["pairs"] == 1
-    assert found["requests"] > 20
+    assert found["requests"] > 5
     assert found["us_off"] > 20_000
     assert 0.8 < found["cpu_ratio_on_off_median"] < 1.25
     assert 80 < found["agent_samples_per_cpu_second"] < 120
@@ -56,7 +56,7 @@ def test_the_stock_tools_are_measured(checkout: Path, tmp_path: Path) -> None:
     """pyroscope-io in both implementations and py-spy: each saw a worker's CPU, and none of its requests."""
     found = run(checkout, tmp_path / "agent.json", "pyroscope,py-spy")
     for name in ("pyroscope_", "pyroscope_stack_", "pyspy_"):
-        assert found[f"{name}requests"] > 20
+        assert found[f"{name}requests"] > 5
         assert 0.7 < found[f"{name}cpu_ratio"] < 1.4
         assert found[f"{name}recorded_share"] > 0.2
         assert found[f"{name}unattributed_share"] > 0.5
@@ -74,7 +74,7 @@ def test_an_interrupted_run_leaves_nothing_behind(checkout: Path, tmp_path: Path
     )
     started: dict[int, bytes] = {}
     try:
-        until(lambda: len(servers_of(process.pid)) >= 3, "gunicorn and its two workers run", 30)
+        until(lambda: len(servers_of(process.pid)) >= 3, "gunicorn and its two workers run", 90)
         started = descendants_of(process.pid)
         assert any(b"postgres" in command for command in started.values())
         process.send_signal(signal.SIGINT)

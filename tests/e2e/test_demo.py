@@ -100,11 +100,15 @@ def test_spans_and_costs_are_there(outcome: tuple[str, Outcome], full: bool) -> 
 
 
 def test_what_is_missing_is_said(outcome: tuple[str, Outcome]) -> None:
-    """Root misses nothing that matters; with system calls refused each missing thing has its line."""
+    """Root has every way of sampling; with system calls refused each missing thing has its line."""
     way, result = outcome
     missing = {row["capability"]: row for row in result.report["missing"]}
     if way == "root":
-        assert not any(name.startswith("perf") for name in missing), missing
+        # Outside of a container the database has no cgroup of its own: it is sampled task by task.
+        assert {name for name in missing if name.startswith("perf")} <= {"perf_cgroup", "perf_all_cpu"}, (
+            missing
+        )
+        assert not missing.keys() & {"process_vm_readv", "shared_memory", "pg_stat_activity", "py_spy"}
     if way == "refused":
         assert len(missing) >= 3
         for row in missing.values():

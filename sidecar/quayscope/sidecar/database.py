@@ -20,6 +20,7 @@ from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.postgres.active import PolledSessions
 from quayscope.sidecar.postgres.activity import Activity, Listener, Poll
 from quayscope.sidecar.postgres.cpu import ActivityCpu
+from quayscope.sidecar.postgres.locks import LockHolders
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.sampling import PostgresSampling
@@ -79,6 +80,7 @@ class Database:
         self._readings = readings
         self._names = OidNames()
         self._sessions: Sessions | None = None
+        self._locks = LockHolders(self._lock_waiters)
         self._cpu = ActivityCpu(self._seen, options.service)
         self._statistics = ServerStatistics(readings, capabilities)
         self._activity: Activity | None = None
@@ -98,6 +100,11 @@ class Database:
     def _query(self, connection: psycopg.Connection[TupleRow]) -> None:
         self._statistics.read(connection)
         self._names.learn(connection)
+        self._locks.learn(connection)
+
+    def _lock_waiters(self) -> frozenset[int]:
+        sessions = self._sessions
+        return frozenset() if sessions is None else sessions.lock_waiters
 
     def _resolve(self, own_pid: int) -> int | None:
         pids = self._pids
@@ -207,6 +214,7 @@ class Database:
             hz=self._options.hz,
             names=self._names,
             texts=self._memory,
+            held_by=self._locks.of,
         )
         sessions.start()
         self._sessions = sessions

@@ -61,13 +61,13 @@ class Windows:
             profile = self._profile(kind, role, attributes.slot_ns)
             if losses is not None:
                 profile.losses.add(losses)
-            key = (stack, attributes)
-            if key not in profile.samples:
-                if self._samples >= MAX_SAMPLES:
-                    profile.losses.lost += values[0]
-                    return
-                self._samples += 1
+            # Hashing a stack costs more than all the rest: it is looked up first only where there is no room.
+            if self._samples >= MAX_SAMPLES and (stack, attributes) not in profile.samples:
+                profile.losses.lost += values[0]
+                return
+            held = len(profile.samples)
             profile.add(stack, attributes, values)
+            self._samples += len(profile.samples) - held
 
     def lose(self, kind: ProfileType, role: str, time_ns: int, count: int) -> None:
         """Count samples that were taken and could not be kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg
 
 from quayscope.load.demo.postgres import DemoPostgres
+from sampler_targets import own_cgroup
 
 __all__ = ["Load", "Server", "busy_postgres"]
 
@@ -85,6 +87,12 @@ def busy_postgres(folder: Path) -> Iterator[tuple[Server, Load]]:
                     connection.execute(statement.encode())
         load = Load(server.dsn)
         try:
-            yield Server(server.pid, server.dsn), load
+            # As in a pod, where the container is a cgroup; only root may make one here.
+            with own_cgroup() if os.geteuid() == 0 else contextlib.nullcontext() as cgroup:
+                if cgroup is not None:
+                    cgroup.adopt(server.pid)
+                yield Server(server.pid, server.dsn), load
+                load.close()
+                server.stop()
         finally:
             load.close()

@@ -23,7 +23,7 @@ _LINES: tuple[tuple[str, str, str], ...] = (
     ("**99 Hz**, two busy CPUs, woken by watermark: of a core", "core_share_99hz", _PERCENT),
     ("first 5 s of the first start", "core_share_first_start", _PERCENT),
     ("first 5 s of a second start", "core_share_first_5s", _PERCENT),
-    ("its first 13 s: the first window's names too", "core_share_first_13s", _PERCENT),
+    ("its first 15 s: the first window's names too", "core_share_first_15s", _PERCENT),
     ("a sample, all of it", "us_per_sample_99hz", _US),
     ("samples", "samples", _PLAIN),
     ("stacks that reach their root", "reach_root_share", _PERCENT),

@@ -9,22 +9,16 @@ from typing import Any
 import pytest
 
 from integration.agent.serving import Gunicorn, Kept
+from open_folders import made_open
 from quayscope.agent.bundle import write
 from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.relay import Relay
 
 
 @pytest.fixture(scope="session")
-def dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dsn() -> Iterator[str]:
     """A connection string of a Postgres that ends with the tests."""
-    directory = tmp_path_factory.mktemp("postgres")
-    # Postgres runs as another user when we are root, and must reach its files.
-    for folder in [directory, *directory.parents]:
-        if folder == Path(folder.root) or folder.stat().st_uid != 0:
-            break
-        if folder.name.startswith(("pytest-", "postgres")):
-            folder.chmod(0o711)
-    with DemoPostgres(directory / "server") as postgres:
+    with made_open("agent") as directory, DemoPostgres(directory / "server") as postgres:
         yield postgres.dsn
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from integration.agent.serving import Gunicorn
 from integration.demo.registry_process import environment, run_program
+from open_folders import made_open
 from quayscope.load.demo.postgres import SETTINGS, DemoPostgres
 from quayscope.profile.statement import normalize
 
@@ -22,16 +23,10 @@ _HEAD = re.compile(r"/\*quayscope:fp='([0-9a-f]{16})',[^*]*\*/ ")
 
 
 @pytest.fixture
-def chatty(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DemoPostgres]:
+def chatty(monkeypatch: pytest.MonkeyPatch) -> Iterator[DemoPostgres]:
     """The demo's Postgres with the registry's tables, which writes down each statement that it is sent."""
     monkeypatch.setitem(SETTINGS, "log_statement", "all")
-    directory = tmp_path_factory.mktemp("chatty")
-    for folder in [directory, *directory.parents]:
-        if folder.name.startswith(("pytest-", "chatty")):
-            folder.chmod(0o711)  # Postgres runs as another user when we are root
-    with DemoPostgres(directory / "postgres") as server:
+    with made_open("chatty") as directory, DemoPostgres(directory / "postgres") as server:
         done = run_program("seed", environment(server.dsn, directory, ""))
         assert done.returncode == 0, done.stderr
         yield server

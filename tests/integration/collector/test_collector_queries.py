@@ -355,3 +355,36 @@ def test_counters_grow_by_what_they_counted(shared: RunningCollector) -> None:
         "rows"
     ] == [rows[2]]
     assert shared.request("GET", "/api/v1/deltas")[0] == 400
+
+
+def test_bursts_have_their_statements_and_backends(shared: RunningCollector) -> None:
+    """A counter that grows fast each minute stands out, and with it the statement that runs then."""
+    start = (int(time.time()) // 60 - 6) * 60
+    total = 0.0
+    points = []
+    for second in range(300):
+        total += 3000 if second % 60 < 8 else 100
+        at = (start + second) * SECOND
+        points.append(NumberPoint(total, at, start * SECOND, {"device": "sdb"}))
+    body = metric_request({}, [Metric("burst.operations", "1", "cumulative", tuple(points))])
+    assert shared.post("/v1/metrics", body, "application/x-protobuf")[0] == 200
+    labels = {"service_name": "quay-database", "role": "client backend", "sampler": "sessions"}
+    for minute in range(5):
+        at = (start + 60 * minute) * SECOND
+        profile = Profile(BLOCK, labels, at, 60 * SECOND)
+        for second in range(60):
+            slot = at + second * SECOND
+            name, pid = ("burst vacuum", 7) if second % 60 < 8 else ("calm select", 9)
+            where = Attributes(slot, "GET /burst", pid=pid)
+            profile.add((Frame(name, kind="sql"), Frame("IO:DataFileRead", kind="wait")), where, (1, SECOND))
+        shared.push(profile, f"burst{minute}")
+    answer = shared.get("bursts", name="burst.operations", from_=start, to=start + 300)
+    assert (answer["period_s"], answer["periodic"]) == (60, True)
+    assert 4 <= len(answer["bursts"]) <= 5
+    first = answer["statements"][0]
+    assert (first["statement"], first["endpoints"]) == ("burst vacuum", ["GET /burst"])
+    assert first["in_bursts"] > 25 * SECOND
+    assert first["in_bursts"] > 5 * answer["statements"][1]["in_bursts"]
+    assert (answer["backends"][0]["pid"], answer["backends"][0]["role"]) == (7, "client backend")
+    assert shared.request("GET", "/api/v1/bursts?name=burst.*")[0] == 400
+    assert shared.request("GET", "/api/v1/bursts?name=burst.none")[0] == 400

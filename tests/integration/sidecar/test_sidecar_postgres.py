@@ -105,9 +105,9 @@ def test_samples_of_the_tree_alone(postgres: Any, load: Any, until: Callable[...
     rings: Rings[str] = Rings(1 << 20)
     source = TaskSource(rings, Demand("it", server.pid, server.backends), Plan(99, os.geteuid() == 0))
     seen: Counter[int] = Counter()
-    end = time.monotonic() + 1.0
+    end = time.monotonic() + 20.0
     with load(postgres, "SELECT sum(g) FROM generate_series(1, 100000) g") as running:
-        while time.monotonic() < end:
+        while seen[running.pid] <= 20 and time.monotonic() < end:
             sum(range(1000))
             seen.update(record.sample.pid for record in rings.drain() if isinstance(record, Taken))
             rings.release()

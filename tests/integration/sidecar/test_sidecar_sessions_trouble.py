@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -153,6 +154,35 @@ def test_restart_is_noticed(make_server: Callable[..., Any]) -> None:
     with reader_of(server, "mapped") as reader:
         assert reader.sweep()
     server.stop()
+
+
+def test_an_upgrade_in_place_is_survived(make_server: Callable[..., Any], binaries: dict[str, Path]) -> None:
+    """A server whose program was replaced on disk is still read by the one that it runs."""
+    server = make_server("16")
+    program = binaries["16"] / "bin" / "postgres"
+    newer = program.with_name("postgres.new")
+    shutil.copy2(program, newer)
+    newer.replace(program)
+    assert str(Path(f"/proc/{server.pid}/exe").readlink()).endswith(" (deleted)")
+    with reader_of(server, "mapped") as reader, server.connect() as connection:
+        assert slot_of(reader, connection.info.backend_pid) is not None
+    server.stop()
+
+
+def test_a_late_listed_process_is_found(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend whose process was not found at first sight gets its pid with the next check."""
+    with reader_of(server, "mapped") as reader, server.connect() as connection:
+        own = connection.info.backend_pid
+        with monkeypatch.context() as patched:
+            patched.setattr(reader._pids, "resolve", lambda pid: None)
+            first = slot_of(reader, own)
+            assert first is not None
+            assert first.session.pid == 0
+        reader._checked_at = 0
+        reader.sweep()
+        found = slot_of(reader, own)
+        assert found is not None
+        assert found.session.pid == own
 
 
 def test_routes_by_permission(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

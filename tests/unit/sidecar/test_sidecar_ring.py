@@ -134,7 +134,7 @@ def test_budget(cpus: int, size: int) -> None:
     assert size * cpus <= BUDGET_BYTES
     assert size >= ENOUGH_BYTES or cpus > 128
     second = budget.take(cpus)
-    assert (size + second) * cpus <= BUDGET_BYTES or second == 16 << 10  # the least there is
+    assert (size + second) * cpus <= BUDGET_BYTES or second == 4 << 10  # the least there is
     budget.give_back(second, cpus)
     budget.give_back(size, cpus)
     assert budget.take(cpus) == size

@@ -14,6 +14,7 @@ from quayscope.collector.counters import Counters
 from quayscope.collector.errors import BadRequest, CollectorError, SamplersMixed
 from quayscope.collector.query import catalogue
 from quayscope.collector.query.breakdown import breakdown, read_dimensions
+from quayscope.collector.query.bursts import bursts
 from quayscope.collector.query.metrics import deltas, metrics, one_metric
 from quayscope.collector.query.request import read_column, read_count, read_matchers, read_range
 from quayscope.collector.query.select import losses, present_series, samplers_of, select, sums_by_node
@@ -159,6 +160,14 @@ def query_blueprint(
         if name.endswith("*"):
             return jsonify(metrics=metrics(store, name, matchers, time_range))
         return jsonify(one_metric(store, name, matchers, time_range))
+
+    @paths.get("/bursts")
+    def in_bursts() -> Response:
+        query = request.args
+        name = query.get("name", "")
+        if not name or name.endswith("*"):
+            raise BadRequest("name must be one metric's", next_step="try name=system.disk.operations")
+        return jsonify(bursts(store, name, read_matchers(query), read_range(query)))
 
     @paths.get("/deltas")
     def growth() -> Response:

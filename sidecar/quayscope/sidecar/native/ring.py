@@ -36,7 +36,7 @@ BUDGET_BYTES = 64 << 20
 LARGEST_BYTES = 8 << 20
 ENOUGH_BYTES = 512 << 10
 """A ring below this size loses samples when its reader is kept waiting."""
-_SMALLEST_BYTES = 16 << 10
+_SMALLEST_BYTES = 4 << 10
 _DUMPS_FROM_BYTES = 64 << 10
 _PAGE = mmap.PAGESIZE
 _HEAD, _TAIL = 1024 // 8, 1032 // 8

@@ -59,7 +59,8 @@ class Sampler:
 
     `cache` is a folder for the unwinder's rules, kept from one start to the next; `cycles` samples by the
     hardware's cycles, where there are any; `debuginfod`, for debug files that are not here, is started and
-    closed with the sampler. `faults` counts batches that failed, `counts` the rest.
+    closed with the sampler; `inlined` shows calls that were inlined. `faults` counts batches that failed,
+    `counts` the rest.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Sampler:
         cycles: bool = False,
         cache: Path | None = None,
         debuginfod: Debuginfod | None = None,
+        inlined: bool = True,
         budget: RingBudget | None = None,
     ) -> None:
         self._emit = emit
@@ -82,7 +84,7 @@ class Sampler:
         self._gathered = Gathered()
         self._batches = Batches(self._unwinder, self._gathered)
         self._debuginfod = debuginfod
-        self._inlines = Inlines()
+        self._inlines = Inlines() if inlined else None
         self._stacks = Stacks(Objects(), debuginfod, self._inlines)
         self._publisher = Publisher(self._gathered, self._stacks, window_s)
         self._feeds: list[_Feed] = []
@@ -98,7 +100,8 @@ class Sampler:
 
     def start(self) -> None:
         """Begin to take samples out of the rings."""
-        self._inlines.start()
+        if self._inlines is not None:
+            self._inlines.start()
         if self._debuginfod is not None:
             self._debuginfod.start()
         self._thread.start()
@@ -337,7 +340,8 @@ class Sampler:
         self.flush(None)
         if not self._thread.is_alive() and self._wake >= 0:
             self._guard(self._unwinder.close)
-            self._inlines.close(timeout_s)
+            if self._inlines is not None:
+                self._inlines.close(timeout_s)
             if self._debuginfod is not None:
                 self._debuginfod.close(timeout_s)
             os.close(self._wake)

@@ -11,13 +11,14 @@ from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Layout
 from quayscope.sidecar.native.objects import Objects
-from quayscope.sidecar.native.symbols import Symbols
+from quayscope.sidecar.native.symbols import Named, Symbols
 
 __all__ = ["Stacks"]
 
 _MAX_REMEMBERED = 8_192
 """Distinct user stacks: most samples of a server are of a few hundred."""
 
+_MAX_ADDRESSES = 60_000
 _Stack = tuple[tuple[Frame, ...], bool]
 
 
@@ -31,6 +32,8 @@ class Stacks:
         self._kernel = KernelSymbols()
         self._spaces: WeakKeyDictionary[Layout, AddressSpace] = WeakKeyDictionary()
         self._remembered: dict[tuple[Layout, tuple[int, ...]], _Stack] = {}
+        self._named: WeakKeyDictionary[Layout, dict[int, Named]] = WeakKeyDictionary()
+        self._held = 0
 
     @property
     def unnamed(self) -> int:
@@ -48,7 +51,7 @@ class Stacks:
         Files are read through the process, else, when it is gone, through `root_pid` of the same container.
         """
         if self._symbols.refresh():
-            self._remembered.clear()
+            self._forget()
         key = (space.layout, addresses)
         found = self._remembered.get(key)
         if found is None:
@@ -66,18 +69,31 @@ class Stacks:
         return shared
 
     def _name(self, space: AddressSpace, addresses: tuple[int, ...]) -> _Stack:
+        known = self._named.get(space.layout)
+        if known is None:
+            known = self._named[space.layout] = {}
         frames: list[Frame] = []
         is_root = False
         for address in addresses:
-            if space.find(address) is None:
-                # Code without frame pointers led the kernel astray: what follows is no stack.
-                is_root = False
-                break
-            named = self._symbols.frames(space, address)
+            named = known.get(address)
+            if named is None:
+                if space.find(address) is None:
+                    # Code without frame pointers led the kernel astray: what follows is no stack.
+                    is_root = False
+                    break
+                named = known[address] = self._symbols.frames(space, address)
+                self._held += 1
             frames += named.frames
             is_root = named.is_root
+        if self._held > _MAX_ADDRESSES:
+            self._forget()
         frames.reverse()
         return tuple(frames), is_root
+
+    def _forget(self) -> None:
+        self._remembered.clear()
+        self._named.clear()
+        self._held = 0
 
     def kernel(self, addresses: tuple[int, ...]) -> tuple[Frame, ...]:
         """Return the kernel's frames, root first."""

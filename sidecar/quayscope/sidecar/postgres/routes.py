@@ -24,6 +24,8 @@ __all__ = ["Look", "MappedMemory", "ReadMemory", "SharedMemory"]
 _WORD = 4
 _HEAD = 8
 _VECTOR = 16
+_NEAR = 8
+"""PGPROCs that are copied along rather than left out, of some 900 bytes each."""
 _MAX_LOOK = 4 << 20
 """Bytes that one call copies of changed slots."""
 _MAX_VECTORS = 1024
@@ -218,7 +220,7 @@ class MappedMemory:
 class ReadMemory:
     """The same arrays, copied from the postmaster by process_vm_readv(2).
 
-    A tick is one call for the waits of up to 1,024 backends, and one for each stretch of slots.
+    A tick is one call for all waits, and one for each stretch of slots.
     """
 
     route = "read by process_vm_readv"
@@ -232,7 +234,9 @@ class ReadMemory:
         self._heads = heads[:: layout.entry_size // _HEAD]
         self._procs: Sequence[int] | None = None
         self._waits = ctypes.create_string_buffer(_WORD)
-        self._vectors = array("Q")
+        self._words = memoryview(self._waits).cast("B").cast("I")
+        self._positions: tuple[int, ...] = ()
+        self._runs: list[tuple[int, int]] = []
         self._in_use = _InUse(layout.slots)
         self._take([(layout.entries, self._size)], ctypes.addressof(self._arrays))
 
@@ -240,28 +244,40 @@ class ReadMemory:
         """See `SharedMemory`."""
         if procs is not self._procs:
             self._prepare(procs)
-        layout = self._layout
         # Waits first: one whose entry has not changed afterwards belongs to what the entry shows.
-        for at in range(0, len(procs), _MAX_VECTORS):
-            count = min(_MAX_VECTORS, len(procs) - at)
-            self._call(ctypes.addressof(self._waits) + at * _WORD, self._vectors, at, count, count * _WORD)
+        waits = ctypes.addressof(self._waits)
+        for at in range(0, len(self._runs), _MAX_VECTORS):
+            runs = self._runs[at : at + _MAX_VECTORS]
+            self._take(runs, waits)
+            waits += sum(size for _, size in runs)
         stretches = self._in_use.stretches()
         for first, last in stretches:
-            size = (last - first) * layout.entry_size
-            offset = first * layout.entry_size
-            self._take([(layout.entries + offset, size)], ctypes.addressof(self._arrays) + offset)
+            size = (last - first) * self._layout.entry_size
+            offset = first * self._layout.entry_size
+            self._take([(self._layout.entries + offset, size)], ctypes.addressof(self._arrays) + offset)
         heads = self._heads.tobytes()
         self._in_use.found(heads, stretches)
-        return tuple(memoryview(self._waits).cast("B").cast("I")[: len(procs)]), heads
+        return _picked(self._words, self._positions), heads
 
     def _prepare(self, procs: Sequence[int]) -> None:
-        layout = self._layout
+        """Lay out what is read of PGPROCs: one stretch for those side by side, as each takes its time."""
+        size, base = self._layout.proc_size, self._layout.procs + self._layout.proc_wait
+        runs: list[list[int]] = []
+        for proc in sorted(set(procs)):
+            if runs and proc - runs[-1][1] <= _NEAR:
+                runs[-1][1] = proc
+            else:
+                runs.append([proc, proc])
         self._procs = procs
-        self._waits = ctypes.create_string_buffer(max(1, len(procs)) * _WORD)
-        base = layout.procs + layout.proc_wait
-        self._vectors = array("Q")
-        for proc in procs:
-            self._vectors.extend((base + proc * layout.proc_size, _WORD))
+        self._runs = [(base + first * size, (last - first) * size + _WORD) for first, last in runs]
+        position: dict[int, int] = {}
+        at = 0
+        for (first, last), (_, length) in zip(runs, self._runs, strict=True):
+            position.update((proc, (at + (proc - first) * size) // _WORD) for proc in range(first, last + 1))
+            at += length
+        self._waits = ctypes.create_string_buffer(max(_WORD, at))
+        self._words = memoryview(self._waits).cast("B").cast("I")
+        self._positions = tuple(position[proc] for proc in procs)
 
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """See `SharedMemory`."""

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SOURCE = "shared memory"
 _IDLE_IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
+_LOCK = "Lock"
 _IDLE_ROOT = Frame("idle in transaction", kind="root")
 _LONGEST_INTERVAL_NS = SECOND_NS
 """What a sweep charges at most: the rest of a longer gap was seen by nobody."""
@@ -44,7 +45,7 @@ _MAX_WHOLE = 1024
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 30.0
 _LEAST_REST = 3
-"""How many times as long as a sweep took the thread sleeps at least: a quarter of a core at most."""
+"""The thread sleeps at least so many times the CPU that a sweep took: a quarter of a core is its most."""
 
 
 class _Held(NamedTuple):
@@ -68,9 +69,17 @@ class SessionTime:
     """Charges the time between sweeps to what slots show. Times given are monotonic and Unix nanoseconds."""
 
     def __init__(
-        self, windows: Windows, service: str, active: ActiveSessions, texts: StatementSource | None = None
+        self,
+        windows: Windows,
+        service: str,
+        active: ActiveSessions,
+        texts: StatementSource | None = None,
+        held_by: Callable[[int], str] | None = None,
     ) -> None:
         self._windows = windows
+        self._held_by = held_by or (lambda _: "")
+        self.lock_waiters: frozenset[int] = frozenset()
+        """The server's pids of those that waited for a lock when the last second ended."""
         self._root = Frame(service, kind="root")
         self._active = active
         self._texts = texts
@@ -79,7 +88,7 @@ class SessionTime:
         self._known: dict[tuple[int, int], int] = {}
         self._absent: set[tuple[int, int]] = set()
         self._namer = Namer()
-        self._sums: dict[tuple[int, Wait, bool, int, str, int], _Sum] = {}
+        self._sums: dict[tuple[int, Wait, bool, int, str, int, str], _Sum] = {}
         self._sweeps = 0
         self._last_ns = 0
         self._unix_offset_ns = 0
@@ -125,6 +134,9 @@ class SessionTime:
         self._held = {
             number: _Held(held.slot, self._last_ns, self._sweeps) for number, held in self._held.items()
         }
+        self.lock_waiters = frozenset(
+            held.slot.session.server_pid for held in self._held.values() if held.slot.wait.kind == _LOCK
+        )
         self._write()
         self._namer.next_second()
         self._part({_key(slot) for slot in slots})
@@ -194,6 +206,7 @@ class SessionTime:
             session.pid or session.server_pid,
             session.backend_type,
             unix_ns - unix_ns % SECOND_NS,
+            self._held_by(session.server_pid) if slot.wait.kind == _LOCK else "",
         )
         held_sum = self._sums.get(key)
         if held_sum is None:
@@ -205,10 +218,10 @@ class SessionTime:
     def _write(self) -> None:
         """Add what was summed to the profile: once a second, as an addition costs more than a charge."""
         unattributed: Counter[tuple[str, int]] = Counter()
-        for (_, _, _, _, role, slot_ns), one in self._sums.items():
+        for (_, _, _, _, role, slot_ns, _), one in self._sums.items():
             if not one.described.has_request:
                 unattributed[role, slot_ns] += one.looks
-        for (_, wait, active, pid, role, slot_ns), one in self._sums.items():
+        for (_, wait, active, pid, role, slot_ns, held_by), one in self._sums.items():
             described = one.described
             frames = [self._root]
             if not active:
@@ -216,6 +229,8 @@ class SessionTime:
             if described.frame is not None:
                 frames.append(described.frame)
             frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
+            if held_by:
+                frames.append(Frame(held_by, kind="root"))
             attributes = Attributes(
                 slot_ns,
                 described.endpoint,
@@ -256,13 +271,14 @@ class Sessions:
         hz: int = 99,
         names: OidNames | None = None,
         texts: StatementSource | None = None,
+        held_by: Callable[[int], str] | None = None,
     ) -> None:
         self._server = server
         self._capabilities = capabilities
         self._period_ns = SECOND_NS // hz
         self._names = names or OidNames()
         self._active = ActiveSessions(emit, SOURCE)
-        self._time = SessionTime(windows, service, self._active, texts)
+        self._time = SessionTime(windows, service, self._active, texts, held_by)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
         self._past: Counter[str] = Counter()
@@ -272,11 +288,17 @@ class Sessions:
         self.faults = 0
         self.sweeps = 0
         self.cpu_ns = 0
+        """CPU time of the thread."""
 
     @property
     def reading(self) -> bool:
         """Whether the shared memory is being read."""
         return self.reader is not None
+
+    @property
+    def lock_waiters(self) -> frozenset[int]:
+        """The server's pids of those that waited for a lock when the last second ended."""
+        return self._time.lock_waiters
 
     def start(self) -> bool:
         """Open the memory and begin to sweep; False where that is refused.
@@ -332,19 +354,19 @@ class Sessions:
 
     def _sweep_until_gone(self, reader: SharedReader) -> None:
         self.reader = reader
+        self.cpu_ns = time.thread_time_ns()
         due_ns = time.monotonic_ns()
         try:
             while not self._stop.is_set():
-                began_ns = time.monotonic_ns()
                 slots = reader.sweep()
                 now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
                 if self._active.due(unix_ns):
                     self._time.report(slots, unix_ns)
-                    self.cpu_ns = time.thread_time_ns()
                 self._time.seen(reader, now_ns, unix_ns)
                 self.sweeps += 1
-                ended_ns = time.monotonic_ns()
-                due_ns = max(due_ns + self._period_ns, ended_ns + (ended_ns - began_ns) * _LEAST_REST)
+                ended_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
+                due_ns = max(due_ns + self._period_ns, ended_ns + (cpu_ns - self.cpu_ns) * _LEAST_REST)
+                self.cpu_ns = cpu_ns
                 time.sleep((due_ns - ended_ns) / SECOND_NS)
         finally:
             self.reader = None

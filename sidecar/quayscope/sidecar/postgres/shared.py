@@ -142,6 +142,8 @@ class SharedReader:
         held = (*self.layout.segment, self.layout.inode)
         if not any((one.start, one.end, one.inode) == held for one in regions(self.server.pid)):
             raise MemoryGone(f"postmaster {self.server.pid} has made its shared memory anew")
+        # A process in a pid namespace of its own may not have been listed yet when its slot was first seen.
+        self._forget([number for number, slot in self._slots.items() if not slot.session.pid])
         if self._names.version != self._as_of:
             self._as_of = self._names.version
             self._applications.clear()

@@ -27,6 +27,7 @@ def disk_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.alone
 def test_a_container_under_limits_is_told_as_its_cgroup_has_it(
     measured: Measured, cgroup: OwnCgroup, start: Callable[..., Told]
 ) -> None:
@@ -150,6 +151,7 @@ def test_two_programs_of_a_container_are_one_series_and_a_restart_begins_anew(
     assert after.start_ns >= before.time_ns - 1_000_000_000 > before.start_ns
 
 
+@pytest.mark.alone
 def test_what_ended_children_wrote_is_told_once(
     measured: Measured, disk_folder: Path, start: Callable[..., Told]
 ) -> None:
@@ -175,6 +177,7 @@ def test_what_ended_children_wrote_is_told_once(
     assert written(measured.tick(target)) == {"": 0}
 
 
+@pytest.mark.alone
 def test_the_busiest_20_processes_are_told_and_the_others_summed(
     measured: Measured, disk_folder: Path, start: Callable[..., Told]
 ) -> None:

@@ -1,0 +1,147 @@
+"""Between rings and profiles: what is held, how it is weighed, when it is sent, what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from quayscope.profile import Frame, Profile
+from quayscope.sidecar.native.gather import Gathered, Key
+from quayscope.sidecar.native.maps import AddressSpace, Mapping
+from quayscope.sidecar.native.objects import Objects
+from quayscope.sidecar.native.publish import Publisher
+from quayscope.sidecar.native.report import ALL_CPU, CGROUP, RINGS, capabilities
+from quayscope.sidecar.native.ring import Rings
+from quayscope.sidecar.native.stacks import Stacks
+from quayscope.sidecar.native.target import SampledTarget
+from quayscope.sidecar.native.tracked import Coverage, Tracked
+from quayscope.sidecar.statements import NO_STATEMENT
+from quayscope.sidecar.windows import SECOND_NS, Windows
+
+SPACE = AddressSpace(1, [Mapping(0x1000, 0x2000, 0, "")])
+PERIOD = 10_101_010
+
+
+def tracked(out: list[Profile], **known: Any) -> Tracked:
+    """A target without events."""
+    made = Tracked.__new__(Tracked)
+    made.target = SampledTarget("svc", 1, list, lambda _: "main", "main")
+    made.windows = Windows({"service_name": "svc", "sampler": "perf"}, 10, out.extend, period_ns=PERIOD)
+    made.samples = made.cpu_ns = made.truncated = made.lost = 0
+    made.coverage = Coverage(0, 0)
+    made.why_not_cgroup = ""
+    for name, value in known.items():
+        setattr(made, name, value)
+    made.root = Frame("svc", kind="root")
+    return made
+
+
+def key(one: Tracked, slot_s: int, user: int = 0x1010, *, complete: bool = True) -> Key:
+    return Key(one, slot_s * SECOND_NS, "main", 1, NO_STATEMENT, (), SPACE, (user,), complete)
+
+
+def test_gathered_is_bounded() -> None:
+    """Equal samples add up; distinct ones beyond the bound are counted where they belong."""
+    one = tracked([])
+    gathered = Gathered(most=2)
+    for user in (1, 1, 2, 3, 3, 1):
+        gathered.add(key(one, 100, user), PERIOD)
+    held = gathered.take(None)
+    assert {key.user[0]: (weight.count, weight.cpu_ns) for key, weight in held.items()} == {
+        1: (3, 3 * PERIOD),
+        2: (1, PERIOD),
+    }
+    assert gathered.take_dropped() == {(one, 100 * SECOND_NS): 2}
+    assert gathered.take_dropped() == {}
+    assert len(gathered) == 0
+
+
+def test_names_wait_for_their_window() -> None:
+    """Samples are named when their window is over and its last ones are through; many do not wait."""
+    out: list[Profile] = []
+    one = tracked(out)
+    gathered = Gathered()
+    publisher = Publisher(gathered, Stacks(Objects()), 10)
+
+    def after(seconds: float) -> int:
+        now = int(seconds * SECOND_NS)
+        publisher.publish(now)
+        publisher.send(one, now)
+        return len(gathered)
+
+    gathered.add(key(one, 100), PERIOD)
+    gathered.add(key(one, 109, complete=False), 2 * PERIOD)
+    gathered.add(key(one, 110), PERIOD)
+    assert after(110.9) == 3
+    assert out == []
+    assert after(111.0) == 1
+    (profile,) = out
+    assert profile.start_ns == 100 * SECOND_NS
+    assert profile.totals() == (2, 3 * PERIOD)
+    assert profile.losses.truncated == 1
+    assert profile.losses.unattributed == 2
+    for user in range(0x1000, 0x1000 + 5_000):
+        gathered.add(key(one, 111, user), PERIOD)
+    assert after(112.9) == 5_000
+    assert after(113.0) == 0
+    assert len(out) == 1
+    publisher.publish(None)
+    publisher.send(one, None)
+    assert sum(profile.totals()[0] for profile in out) == 5_003
+
+
+def test_losses_are_in_the_profile() -> None:
+    """What found no room among the gathered, and what the rings lost, is lost in the profile's words."""
+    out: list[Profile] = []
+    one = tracked(out, lost=7)
+    gathered = Gathered(most=1)
+    publisher = Publisher(gathered, Stacks(Objects()), 10)
+    gathered.add(key(one, 100, 1), PERIOD)
+    gathered.add(key(one, 101, 2), PERIOD)
+    publisher.publish(None)
+    one.charge(102 * SECOND_NS)
+    one.charge(103 * SECOND_NS)
+    publisher.send(one, None)
+    assert [profile.losses.lost for profile in out] == [8]
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights"),
+    [
+        ([PERIOD, 2 * PERIOD + 5, 4 * PERIOD], [PERIOD, PERIOD + 5, 2 * PERIOD - 5]),
+        ([50 * PERIOD, 51 * PERIOD], [PERIOD, PERIOD]),  # others before it were lost
+        ([PERIOD, PERIOD // 2], [PERIOD, PERIOD]),  # another task of the same number
+    ],
+)
+def test_weight_is_what_was_counted(counts: list[int], weights: list[int]) -> None:
+    """A sample stands for what its event counted since the one before, where that is known."""
+    rings = cast("Any", Rings).__new__(Rings)
+    rings._counts = {}
+    assert [rings._weigh(1, 2, count, PERIOD) for count in counts] == weights
+    assert rings._weigh(1, 3, PERIOD, PERIOD) == PERIOD  # another task of the same event
+
+
+def test_what_is_said() -> None:
+    """The worst of all targets is told, and stays the same text while little changes."""
+
+    class Sized:
+        def __init__(self, size: int) -> None:
+            self.size = size
+            self.holds_dumps = size >= 64 << 10
+
+    source = object()
+    good = tracked([], rings=Sized(8 << 20), source=source, coverage=Coverage(10**10, 98 * 10**8))
+    poor = tracked([], rings=Sized(32 << 10), source=source, coverage=Coverage(10**10, 41 * 10**8))
+    idle = tracked([], rings=Sized(8 << 20), source=source, coverage=Coverage(10**8, 0))
+    poor.why_not_cgroup = "it is in the root cgroup"
+    held = {one.name: one for one in capabilities([good, poor, idle])}
+    assert "root cgroup" in held[CGROUP].detail
+    assert "32 kB" in held[RINGS].detail
+    assert "frame pointers only" in held[RINGS].detail
+    assert "less than 50 %" in held[ALL_CPU].detail
+    poor.coverage = Coverage(10**10, 44 * 10**8)
+    assert capabilities([good, poor, idle])[2] == held[ALL_CPU]
+    assert capabilities([good, idle])[1].permitted
+    assert capabilities([good, idle])[2].permitted
+    assert capabilities([]) == []
