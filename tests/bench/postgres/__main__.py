@@ -102,6 +102,7 @@ def _run(parts: list[str], seconds: float, pairs: int, *, quick: bool) -> dict[s
             2.0 if quick else seconds,
             1 if quick else pairs,
             1.0 if quick else 5.0,
+            0.5 if quick else 5.0,
             say,
         )
         for part in parts:

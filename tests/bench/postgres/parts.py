@@ -41,6 +41,7 @@ class Given(NamedTuple):
     seconds: float
     pairs: int
     pair_seconds: float
+    warm_seconds: float
     say: Callable[[str], None]
 
 
@@ -193,7 +194,8 @@ def effect(given: Given) -> Figures:
             for number in range(given.pairs):
                 for on in (True, False) if number % 2 else (False, True):
                     with beside("join", server.pid) if on else contextlib.nullcontext():
-                        time.sleep(0.5)
+                        # Reading unwind tables and naming the first stacks is the price of a start.
+                        time.sleep(given.warm_seconds)
                         before, began = _cpu(pids), time.time_ns()
                         time.sleep(given.pair_seconds)
                         rounds.append((on, began, time.time_ns(), _cpu(pids) - before))
