@@ -76,6 +76,8 @@ class Captures:
         start_ns = -(-(now_ns + _LEAD_NS) // _SECOND_NS) * _SECOND_NS
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // _SECOND_NS))
         capture = Capture(f"{stamp}-{secrets.token_hex(4)}", request, by, start_ns)
+        # Before it can be seen: a capture that nothing is expected of is over.
+        capture.shares = {session.register.instance: Share(session) for session in sessions}
         with self._lock:
             if len(self._active) >= MOST_AT_ONCE:
                 first = min(one.end_ns for one in self._active.values())
@@ -93,10 +95,9 @@ class Captures:
             request.endpoint,
         )
         with capture.lock:
-            for session in sessions:
-                share = capture.shares[session.register.instance] = Share(session)
+            for share in capture.shares.values():
                 try:
-                    session.send(Command(capture.name, asked))
+                    share.session.send(Command(capture.name, asked))
                 except CollectorError as error:
                     share.error = str(error)
         self._changed.set()
