@@ -70,8 +70,8 @@ bench: $(VENV)/.dev ## every benchmark, and docs/benchmarks.md from its figures
 	  PYTHONPATH=tests $(BIN)/python -m bench.$$part $(ARGS); code=$$?; [ $$code -le $$status ] || status=$$code; done; \
 	  [ $$status -gt 1 ] || PYTHONPATH=tests $(BIN)/python -m bench.refresh || status=3; exit $$status
 
-screenshot: $(VENV)/.dev ## take the README's picture anew from a live demo
-	$(BIN)/python tests/e2e/take_screenshot.py docs/images/page.png
+screenshot: $(VENV)/.dev ## take the documents' pictures anew from a live demo
+	$(BIN)/python tests/e2e/take_screenshot.py docs/images
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist collector/quayscope/collector/web/static

@@ -10,7 +10,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOTS = ("agent", "sidecar", "collector", "load")
+ROOTS = ("agent", "sidecar", "collector", "load", "deploy")
 NOBODY = 65534
 """The uid and gid that stand for a plain user."""
 

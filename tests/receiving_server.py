@@ -23,10 +23,10 @@ class Received(NamedTuple):
 class ReceivingServer:
     """Answers each POST with the status that `answer` says; keeps what it answered 200 in `taken`.
 
-    With `tls` it speaks HTTPS. `content` is the body of every answer.
+    With `tls` it speaks HTTPS. `content` is the body of every answer. `port` 0 takes a free one.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, content: bytes = b"") -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, content: bytes = b"", port: int = 0) -> None:
         self.taken: list[Received] = []
         self.seen: list[Received] = []
         self.answer: Callable[[Received], int] = lambda received: 200
@@ -65,7 +65,7 @@ class ReceivingServer:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Say nothing: a refused handshake is what some tests are about."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         scheme = "https" if tls is not None else "http"
         self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

@@ -49,6 +49,8 @@ class Container:
     cgroup: str = ""
     binds: Mapping[str, Path] = field(default_factory=dict)
     """Read-only: where in the container, and which folder of ours."""
+    volumes: Mapping[str, Path] = field(default_factory=dict)
+    """The same, to be written to."""
 
 
 def make_root(folder: Path) -> None:
@@ -81,6 +83,9 @@ def write_bundle(folder: Path, root: Path, container: Container) -> None:
 
 def _configuration(root: Path, container: Container) -> dict[str, Any]:
     capabilities = [f"CAP_{name}" for name in container.capabilities]
+    # By path, so that one within another is mounted after it.
+    folders = [(path, source, "ro") for path, source in container.binds.items()]
+    folders += [(path, source, "rw") for path, source in container.volumes.items()]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", **container.environment}
     namespaces = [{"type": "mount"}, {"type": "cgroup"}]
     for kind in ("pid", "network", "ipc", "uts"):
@@ -98,7 +103,10 @@ def _configuration(root: Path, container: Container) -> dict[str, Any]:
             "noNewPrivileges": not container.escalation,
         },
         "root": {"path": str(root), "readonly": True},
-        "mounts": [*_mounts(), *(_bind(path, source) for path, source in sorted(container.binds.items()))],
+        "mounts": [
+            *_mounts(container),
+            *(_bind(*mount) for mount in sorted(folders)),
+        ],
         "linux": {
             "cgroupsPath": container.cgroup,
             "namespaces": namespaces,
@@ -109,7 +117,7 @@ def _configuration(root: Path, container: Container) -> dict[str, Any]:
     }
 
 
-def _mounts() -> list[dict[str, Any]]:
+def _mounts(container: Container) -> list[dict[str, Any]]:
     fresh = ["nosuid", "nodev"]
     mounts: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
@@ -126,17 +134,19 @@ def _mounts() -> list[dict[str, Any]]:
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": [*fresh, "mode=1777"]},
         {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": [*fresh, "mode=755"]},
     ]
+    # Where a container has a folder of its own in one of this machine's, that is not bound.
+    covered = {Path(path).parts[1] for path in container.binds if Path(path).parts[1] == "opt"}
     for name in _SYSTEM:
         original = Path("/") / name
-        if original.is_dir() and not original.is_symlink():
-            mounts.append(_bind(f"/{name}", original))
+        if original.is_dir() and not original.is_symlink() and name not in covered:
+            mounts.append(_bind(f"/{name}", original, "ro"))
     return mounts
 
 
-def _bind(path: str, source: Path) -> dict[str, Any]:
+def _bind(path: str, source: Path, access: str) -> dict[str, Any]:
     return {
         "destination": path,
         "type": "bind",
         "source": os.fspath(source),
-        "options": ["rbind", "ro", "nosuid", "nodev", "rprivate"],
+        "options": ["rbind", access, "nosuid", "nodev", "rprivate"],
     }

@@ -36,12 +36,13 @@ class Machine:
         self._containers: list[str] = []
         make_root(self._root)
 
-    def pod(self, name: str) -> Pod:
-        """Start a pod: an empty container that holds its namespaces."""
+    def pod(self, name: str, uid: int = 65535) -> Pod:
+        """Start a pod: an empty container that holds its namespaces, pid 1 of them, as the user `uid`."""
         pause = self.start(
             Container(
                 f"{name}-pause",
                 ["bash", "-c", "exec -a /pause sleep infinity"],
+                uid=uid,
                 cgroup=f"/{self.name}/{name}/pause",
             )
         )
@@ -124,6 +125,7 @@ class Pod:
     def __init__(self, machine: Machine, name: str, pause: int) -> None:
         self._machine = machine
         self.name = name
+        self.pause = pause
         self._joins = {
             kind: f"/proc/{pause}/ns/{file}"
             for kind, file in (("pid", "pid"), ("network", "net"), ("ipc", "ipc"), ("uts", "uts"))

@@ -69,15 +69,17 @@ def _is_script(path: str, names: set[str]) -> bool:
     return any(path.endswith(tail) and _is_script(path[: -len(tail)], names) for tail in tails)
 
 
-def install(arguments: list[str]) -> None:
+def install(arguments: list[str], bundle: str = "") -> None:
     """Set the hooks in a program that is wanted; does nothing elsewhere or when switched off.
 
-    `arguments` are the interpreter's own, the interpreter first.
+    `arguments` are the interpreter's own, the interpreter first; `bundle` is the folder that we came in.
     """
     if switched_off(os.environ) or not wanted(arguments, os.environ.get(PROGRAMS, "")):
         return
+    from quayscope.agent.companions import append_packages
     from quayscope.agent.memory import watch_sessions
 
+    append_packages(bundle, sys.path)
     watch_sessions()
     after_import("gunicorn.arbiter", _patch_arbiter)
     after_import("gunicorn.workers.base", _patch_gunicorn)

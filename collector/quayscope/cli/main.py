@@ -57,6 +57,12 @@ COMMANDS = {
         "quayscope.cli.now", "now", "collector", "Capture a profile of running pods, now, and open it."
     ),
     "load": _Command("quayscope.load.commands", "load", "load", "Fire a workload and measure it."),
+    "injector": _Command(
+        "quayscope.injector.commands",
+        "injector",
+        "injector",
+        "Put the agent and the sidecar into pods that ask for it: an admission webhook.",
+    ),
 }
 """Every command: where it is, which extra brings its packages, and its one-line help (no import needed)."""
 

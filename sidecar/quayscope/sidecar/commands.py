@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,16 @@ from quayscope.sidecar.doctor.command import doctor
 from quayscope.sidecar.errors import BadOption
 from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
 from quayscope.sidecar.outward import outward_options, take_outward
+from quayscope.sidecar.pids import pass_pids
 from quayscope.sidecar.program import Options, Sidecar
 from quayscope.sidecar.python import PythonTarget
 from quayscope.sidecar.targets.commands import component_option, podinfo_option, target_option, targets
 
 __all__ = ["sidecar"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 2.0
 
 _EPILOG = """\b
 Examples:
@@ -83,6 +90,7 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     type=click.Path(path_type=Path),
     help="File with the bearer token; read again when it is refused.",
 )
+@click.option("--wait-for-files", is_flag=True, help="Wait for --token-file and --ca-file to be there.")
 @click.option("--insecure", is_flag=True, help="Allow plain http to a collector beyond loopback.")
 @outward_options
 @click.option(
@@ -181,7 +189,7 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written as JSON once everything serves.")
 @click.pass_context
-def sidecar(context: click.Context, /, **options: Any) -> None:
+def sidecar(context: click.Context, /, wait_for_files: bool, **options: Any) -> None:
     """Watch a pod: relay its agents, sample its Postgres, send everything to the collector.
 
     What the system does not permit is reported as a missing capability with its remedy; the rest goes on.
@@ -192,7 +200,34 @@ def sidecar(context: click.Context, /, **options: Any) -> None:
     if options["socket"] is None:
         raise click.UsageError("missing option '--socket'")
     outward = take_outward(options)
+    if wait_for_files:
+        _wait_for([path for path in (options["token_file"], outward.ca_file) if path is not None])
     Sidecar(Options(**options, outward=outward)).run()
+
+
+def _wait_for(files: list[Path]) -> None:
+    """Return when all are there: a pod that we are in must not fail for want of them."""
+    said: set[Path] = set()
+    while missing := {path for path in files if not path.exists()}:
+        for path in sorted(missing - said):
+            log.warning("waiting for a file", extra={"file": str(path)})
+        said |= missing
+        time.sleep(_LOOK_EVERY_S)
+
+
+@sidecar.command("pass-pids")
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+def pass_pids_command(folders: tuple[Path, ...]) -> None:
+    """Use up the pids that a stale postmaster.pid under FOLDERS may name, then end.
+
+    For an init container of a database's pod with shareProcessNamespace; always ends with 0, since a database
+    must start whatever happens to us.
+    """
+    try:
+        pass_pids(folders)
+    except Exception:
+        # This program's border: an init container that fails keeps its pod from starting.
+        log.exception("fault")
 
 
 sidecar.add_command(doctor)

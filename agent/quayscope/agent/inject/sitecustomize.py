@@ -86,7 +86,7 @@ def _start() -> None:
     except ImportError:
         sys.path.append(_root())
         import quayscope.agent.bootstrap
-    quayscope.agent.bootstrap.install(arguments)
+    quayscope.agent.bootstrap.install(arguments, _here)
 
 
 def _run_the_applications_own() -> None:
