@@ -65,7 +65,7 @@ def read_rule(text: str) -> Rule:
 
 
 def _p99(store: Store, span: TimeRange) -> Iterable[Crossing]:
-    """Yield the 99th percentile of each endpoint's durations, seconds: its bucket's upper bound, may be inf."""
+    """Yield each endpoint's 99th percentile: the upper bound of its bucket in seconds, may be inf."""
     by_endpoint: dict[str, tuple[list[float], list[int]]] = {}
     for series in one_metric(store, _REQUESTS, (), span)["series"]:
         endpoint = _where(series["attributes"], "endpoint")
