@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 
 from quayscope.collector.access import Certificate
-from quayscope.collector.errors import CannotListen, StoreUnavailable
+from quayscope.collector.control.triggers import read_rule
+from quayscope.collector.errors import BadRequest, CannotListen, StoreUnavailable
 from quayscope.collector.server import Address, CollectorServer
 
 __all__ = ["collector"]
@@ -98,6 +99,14 @@ def _data_home() -> Path:
     help="PEM of its key.",
 )
 @click.option(
+    "--trigger",
+    "triggers",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="Capture everything when a measurement crosses this: p99, errors, throttled, sessions or hub "
+    "(docs/now.md). Repeatable.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     help="Allow listening beyond loopback without TLS and tokens: whoever reaches the port reads and writes.",
@@ -111,10 +120,15 @@ def collector(
     tokens: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
+    triggers: tuple[str, ...],
     insecure: bool,
 ) -> None:
     """Receive profiles, spans and metrics, keep them, answer questions about them and show them."""
     http, grpc = Address(listen), Address(grpc_listen)
+    try:
+        rules = [read_rule(text) for text in triggers]
+    except BadRequest as error:
+        raise click.UsageError(f"{error}: {error.next_step}") from error
     if (tls_certificate is None) != (tls_key is None):
         raise click.UsageError("--tls-certificate and --tls-key go together")
     certificate = Certificate(tls_certificate, tls_key) if tls_certificate and tls_key else None
@@ -130,7 +144,7 @@ def collector(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     server = CollectorServer(
-        http, grpc, data or _data_home(), pyroscope, tokens=tokens, certificate=certificate
+        http, grpc, data or _data_home(), pyroscope, tokens=tokens, certificate=certificate, triggers=rules
     )
     server.start()
     if ready_file:

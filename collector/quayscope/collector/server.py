@@ -16,6 +16,7 @@ from flask import Blueprint, Flask, Response, g, request
 
 from quayscope.collector.access import CAPTURE, Access, Certificate, scope_of
 from quayscope.collector.control.door import ControlDoor
+from quayscope.collector.control.triggers import Rule
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, Forbidden, ForeignRequest, Unauthenticated
 from quayscope.collector.forward import Forwarder
@@ -204,6 +205,7 @@ class CollectorServer:
         *,
         tokens: Path | None = None,
         certificate: Certificate | None = None,
+        triggers: Sequence[Rule] = (),
     ) -> None:
         self.counters = Counters()
         access = Access(tokens)
@@ -215,7 +217,9 @@ class CollectorServer:
             self.store = Store(data, self.counters, forward) if forward else Store(data, self.counters)
             undo.callback(self.store.close)
             receiver = Receiver(self.store, self.counters)
-            self._control = ControlDoor(data / "captures", self.counters, access, own_version(), pyroscope)
+            self._control = ControlDoor(
+                data / "captures", self.store, self.counters, access, own_version(), pyroscope, triggers
+            )
             undo.callback(self._control.close)
             self._grpc = GrpcServer(
                 receiver,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -38,6 +37,7 @@ def attached_collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 @pytest.fixture(scope="module")
 def stack(attached_collector: RunningCollector) -> Iterator[Stack]:
     """The whole stack, attached."""
+    # Postgres runs as another user when we are root, and must reach its files.
     with made_open("stack") as directory, DemoPostgres(directory / "server") as postgres:
         postmaster = int((directory / "server" / "data" / "postmaster.pid").read_text().split()[0])
         database = Sidecar(
@@ -68,6 +68,6 @@ def stack(attached_collector: RunningCollector) -> Iterator[Stack]:
             if gunicorn is not None:
                 gunicorn.kill()
             for one in (registry, database):
-                one.process.send_signal(signal.SIGTERM)
+                one.begin_stop()
             registry.stop()
             database.stop()
