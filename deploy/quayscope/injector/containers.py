@@ -95,7 +95,7 @@ def sidecar(settings: Settings, subject: Subject) -> Object:
         command += ["--ca-file", _CA]
     if settings.insecure:
         command.append("--insecure")
-    command += ["--wait-for-files", "--ready-file", _READY]
+    command += ["--keep", "--wait-for-files", "--ready-file", _READY]
     command += ["--label", "namespace=$(POD_NAMESPACE)", "--label", "pod=$(POD_NAME)"]
     command += ["--podinfo", _PODINFO]
     command += ["--spool", f"{_SPOOL}/out", "--spool-size", "64", "--cache", f"{_SPOOL}/rules"]
