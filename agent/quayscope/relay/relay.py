@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Callable, NamedTuple, Protocol
 
 from quayscope.profile import BLOCK, PROCESS_CPU, Attributes, Frame, MalformedProfile, Profile, ProfileType
@@ -31,7 +32,7 @@ from quayscope.relay.records import (
 from quayscope.relay.spans import HeldSpans
 from quayscope.relay.windows import Sample, Windows
 
-__all__ = ["ConnectedWorker", "Emit", "Relay"]
+__all__ = ["ConnectedWorker", "Emit", "Relay", "Tap"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ class Emit(Protocol):
 
     def metrics(self, request: bytes) -> None:
         """Take an encoded OTLP ExportMetricsServiceRequest."""
+
+
+Tap = Callable[[ProfileType, Mapping[str, str], int, Sequence[Sample]], None]
+"""Takes the samples of one slot, beside the windows: profile type, series labels, the slot's start in ns."""
 
 
 class ConnectedWorker(NamedTuple):
@@ -95,6 +100,8 @@ class Relay:
         self._workers: dict[int, Connection] = {}
         self._connected: tuple[ConnectedWorker, ...] = ()
         self._channel = BackChannel()
+        self._taps: tuple[Tap, ...] = ()
+        self._tap_lock = threading.Lock()
         self._spans = HeldSpans()
         self._counts: Counter[str] = Counter()
         self._stop = threading.Event()
@@ -120,6 +127,16 @@ class Relay:
         Raises ValueError for numbers out of range.
         """
         self._channel.tell(settings, pid)
+
+    def tap(self, tap: Tap) -> None:
+        """Have `tap` called with all samples from now on, on the relay's thread: it must not block."""
+        with self._tap_lock:
+            self._taps = (*self._taps, tap)
+
+    def untap(self, tap: Tap) -> None:
+        """Call it no longer."""
+        with self._tap_lock:
+            self._taps = tuple(one for one in self._taps if one != tap)
 
     def close(self, timeout_s: float) -> None:
         """Read what has arrived, emit everything held, and stop; waits at most `timeout_s`."""
@@ -263,8 +280,10 @@ class Relay:
         self._metrics.hub(worker.labels, record.slot_ns, record.rows)
 
     def _sampled(
-        self, kind: ProfileType, worker: Connection, slot_ns: int, samples: Iterable[Sample]
+        self, kind: ProfileType, worker: Connection, slot_ns: int, samples: Sequence[Sample]
     ) -> None:
+        for tap in self._taps:
+            self._guard(partial(tap, kind, worker.labels, slot_ns, samples))
         self._counts["late"] += self._windows.add(kind, worker.series, slot_ns, samples, self._clock())
 
     def _emit_profiles(self, *, everything: bool) -> None:

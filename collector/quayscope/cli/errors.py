@@ -4,14 +4,15 @@
 
     quayscope.profile.Failure
     └── CliError              this package
-        └── MissingExtra      a command whose packages are not installed
+        ├── MissingExtra      a command whose packages are not installed
+        └── NotCaptured       a capture that the collector refused, or of which nothing came
 """
 
 from __future__ import annotations
 
 from quayscope.profile import Failure
 
-__all__ = ["CliError", "MissingExtra"]
+__all__ = ["CliError", "MissingExtra", "NotCaptured"]
 
 
 class CliError(Failure):
@@ -28,3 +29,7 @@ class MissingExtra(CliError):
             f"`quayscope {command}` needs the package {missing!r}, which is not installed",
             next_step=f"pip install 'quayscope[{extra}]'",
         )
+
+
+class NotCaptured(CliError):
+    """A capture that the collector refused, that could not be asked for, or of which nothing came."""

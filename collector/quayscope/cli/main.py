@@ -53,6 +53,9 @@ COMMANDS = {
         "collector",
         "Receive, store, query and show profiles and spans.",
     ),
+    "now": _Command(
+        "quayscope.cli.now", "now", "collector", "Capture a profile of running pods, now, and open it."
+    ),
     "load": _Command("quayscope.load.commands", "load", "load", "Fire a workload and measure it."),
     "injector": _Command(
         "quayscope.injector.commands",

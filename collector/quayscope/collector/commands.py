@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from quayscope.collector.access import Certificate
 from quayscope.collector.errors import CannotListen, StoreUnavailable
 from quayscope.collector.server import Address, CollectorServer
 
@@ -73,26 +74,64 @@ def _data_home() -> Path:
     help="Written once serving, as JSON: http, grpc, pid.",
 )
 @click.option(
+    "--tokens",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    envvar="QUAYSCOPE_TOKENS",
+    show_envvar=True,
+    help="Who may do what, a line each: NAME SCOPES TOKEN (docs/now.md). Without it: everybody.",
+)
+@click.option(
+    "--tls-certificate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    envvar="QUAYSCOPE_TLS_CERTIFICATE",
+    show_envvar=True,
+    help="PEM of the certificate and its chain: both addresses speak TLS. Read again when it changes.",
+)
+@click.option(
+    "--tls-key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    envvar="QUAYSCOPE_TLS_KEY",
+    show_envvar=True,
+    help="PEM of its key.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
-    help="Allow listening beyond loopback, where anybody who reaches the port can read and write.",
+    help="Allow listening beyond loopback without TLS and tokens: whoever reaches the port reads and writes.",
 )
 def collector(
-    listen: str, grpc_listen: str, data: Path | None, pyroscope: str, ready_file: Path | None, insecure: bool
+    listen: str,
+    grpc_listen: str,
+    data: Path | None,
+    pyroscope: str,
+    ready_file: Path | None,
+    tokens: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    insecure: bool,
 ) -> None:
     """Receive profiles, spans and metrics, keep them, answer questions about them and show them."""
     http, grpc = Address(listen), Address(grpc_listen)
+    if (tls_certificate is None) != (tls_key is None):
+        raise click.UsageError("--tls-certificate and --tls-key go together")
+    certificate = Certificate(tls_certificate, tls_key) if tls_certificate and tls_key else None
+    missing = [word for word, held in (("TLS", certificate), ("tokens", tokens)) if held is None]
     for flag, address in (("--listen", http), ("--grpc-listen", grpc)):
-        if not address.is_loopback and not insecure:
+        if not address.is_loopback and missing and not insecure:
             raise CannotListen(
-                f"{flag} {address.host} can be reached from elsewhere, and there is neither TLS nor a token",
-                next_step="listen on 127.0.0.1, or add --insecure",
+                f"{flag} {address.host} can be reached from elsewhere without {' and '.join(missing)}",
+                next_step="listen on 127.0.0.1, add --tls-certificate, --tls-key and --tokens, or --insecure",
                 exit_code=2,
             )
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    server = CollectorServer(http, grpc, data or _data_home(), pyroscope)
+    server = CollectorServer(
+        http, grpc, data or _data_home(), pyroscope, tokens=tokens, certificate=certificate
+    )
     server.start()
     if ready_file:
         _write_ready(ready_file, {"http": server.http_url, "grpc": server.grpc_address, "pid": os.getpid()})

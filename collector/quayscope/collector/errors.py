@@ -9,9 +9,14 @@
         ├── UnsupportedMedia      a content type or encoding this path does not take (415)
         ├── SamplersMixed         one query would sum two samplers' CPU (409)
         ├── ForeignRequest        a Host or Origin that is not this collector's (403)
+        ├── Unauthenticated       no token, or an unknown one (401)
+        ├── Forbidden             a token without the scope that is needed (403)
+        ├── NoTarget              nothing that is attached matches what was asked for (404)
+        ├── TooManyCaptures       as many captures run as may: come again (429)
         ├── Overloaded            the write queue is full: send again later (503)
         ├── StoreUnavailable      the store is closed, full or broken: send again later (503)
         ├── CannotOpenStore       the data directory cannot be used (command line, exit 3)
+        ├── BadAccessFile         tokens or certificates that cannot be used (command line)
         └── CannotListen          an address cannot or may not be listened on (command line)
 """
 
@@ -20,15 +25,20 @@ from __future__ import annotations
 from quayscope.profile import Failure
 
 __all__ = [
+    "BadAccessFile",
     "BadRequest",
     "CannotListen",
     "CannotOpenStore",
     "CollectorError",
+    "Forbidden",
     "ForeignRequest",
+    "NoTarget",
     "Overloaded",
     "SamplersMixed",
     "StoreUnavailable",
     "TooLarge",
+    "TooManyCaptures",
+    "Unauthenticated",
     "UnsupportedMedia",
 ]
 
@@ -82,6 +92,38 @@ class ForeignRequest(CollectorError):
     code = "permission_denied"
 
 
+class Unauthenticated(CollectorError):
+    """Somebody showed no token, or one that is not known."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(CollectorError):
+    """A known token lacks the scope that the request needs."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class NoTarget(CollectorError):
+    """Nothing that is attached matches, or there is no such thing."""
+
+    status = 404
+    code = "not_found"
+
+
+class TooManyCaptures(CollectorError):
+    """As many captures run as may; `retry_after` is when to come again, in seconds."""
+
+    status = 429
+    code = "resource_exhausted"
+
+    def __init__(self, most: int, retry_after: int) -> None:
+        super().__init__(f"{most} captures run already", next_step=f"come again in {retry_after} s")
+        self.retry_after = retry_after
+
+
 class Overloaded(CollectorError):
     """The write queue is full. Nothing was kept; sending again later can succeed."""
 
@@ -98,6 +140,12 @@ class StoreUnavailable(CollectorError):
 
 class CannotOpenStore(CollectorError):
     """The data directory is in use by another collector, unreadable, or of a newer version."""
+
+
+class BadAccessFile(CollectorError):
+    """A file of tokens or certificates that cannot be used; the text never holds what is in it."""
+
+    exit_code = 2
 
 
 class CannotListen(CollectorError):

@@ -6,16 +6,18 @@ import contextlib
 import ipaddress
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cheroot.wsgi import Server as CherootServer
-from flask import Flask, Response, request
+from flask import Blueprint, Flask, Response, g, request
 
+from quayscope.collector.access import CAPTURE, Access, Certificate, scope_of
+from quayscope.collector.control.door import ControlDoor
 from quayscope.collector.counters import Counters
-from quayscope.collector.errors import CannotListen, ForeignRequest
+from quayscope.collector.errors import CannotListen, Forbidden, ForeignRequest, Unauthenticated
 from quayscope.collector.forward import Forwarder
 from quayscope.collector.limits import MAX_DECOMPRESSED
 from quayscope.collector.query.http import query_blueprint
@@ -24,6 +26,7 @@ from quayscope.collector.receive.body import discard
 from quayscope.collector.receive.grpc import GrpcServer
 from quayscope.collector.receive.http import receive_blueprint
 from quayscope.collector.store import Store
+from quayscope.collector.tls import RenewingTls
 from quayscope.collector.web import page_blueprint
 
 __all__ = ["Address", "CollectorServer", "create_app"]
@@ -88,13 +91,36 @@ class _HttpServer(CherootServer):
 
 
 def create_app(
-    store: Store, receiver: Receiver, counters: Counters, *, loopback: bool, forward_queue: Callable[[], int]
+    store: Store,
+    receiver: Receiver,
+    counters: Counters,
+    *,
+    loopback: bool,
+    forward_queue: Callable[[], int],
+    access: Access,
+    others: Sequence[Blueprint] = (),
 ) -> Flask:
-    """Return the WSGI application. With `loopback` only loopback names are taken as Host."""
+    """Return the WSGI application. With `loopback` only loopback names are taken as Host.
+
+    `others` are blueprints beside those of receiving, querying and the page.
+    """
     app = Flask("quayscope.collector", static_folder=None)
     app.register_blueprint(receive_blueprint(receiver))
     app.register_blueprint(query_blueprint(store, counters, own_version(), forward_queue))
+    for blueprint in others:
+        app.register_blueprint(blueprint)
     app.register_blueprint(page_blueprint())
+
+    @app.errorhandler(Unauthenticated)
+    @app.errorhandler(Forbidden)
+    def not_let(
+        error: Unauthenticated | Forbidden,
+    ) -> tuple[dict[str, str], int, dict[str, str]]:
+        # A browser asks its user for name and password, `go tool pprof` is told what is missing.
+        headers = {"WWW-Authenticate": 'Basic realm="quayscope"'} if error.status == 401 else {}
+        text = str(error)
+        body = {"error": text, "next_step": error.next_step, "code": error.code, "message": text}
+        return body, error.status, headers
 
     @app.errorhandler(ForeignRequest)
     def foreign(error: ForeignRequest) -> tuple[dict[str, str], int]:
@@ -129,6 +155,25 @@ def create_app(
             counters.add("foreign")
             raise ForeignRequest("requests from pages of another site are not taken")
 
+    @app.before_request
+    def refuse_strangers() -> None:
+        """Refuse who shows no token with the scope that is needed."""
+        scope = scope_of(request.method, request.path)
+        if scope == CAPTURE and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # Go's paths begin a capture by a GET, which any page can make a browser send.
+            counters.add("foreign")
+            raise ForeignRequest("captures from pages of another site are not taken")
+        if not scope:
+            return
+        try:
+            g.who = access.require(request.headers.get("Authorization", ""), scope).name
+        except Unauthenticated:
+            counters.add("unauthenticated")
+            raise
+        except Forbidden:
+            counters.add("forbidden")
+            raise
+
     @app.after_request
     def harden(answer: Response) -> Response:
         if request.method == "POST":
@@ -145,11 +190,23 @@ def create_app(
 class CollectorServer:
     """Opens the store, listens, and serves from threads of its own until `stop`.
 
-    Raises `CannotOpenStore`, `CannotListen` and `ProfileError` (a forward address that is none).
+    `tokens` is a file as `access` describes it, `certificate` makes both doors speak TLS.
+    Raises `CannotOpenStore`, `CannotListen`, `BadAccessFile`, and `ProfileError` for a forward address that
+    is none.
     """
 
-    def __init__(self, http: Address, grpc: Address, data: Path, pyroscope: str = "") -> None:
+    def __init__(
+        self,
+        http: Address,
+        grpc: Address,
+        data: Path,
+        pyroscope: str = "",
+        *,
+        tokens: Path | None = None,
+        certificate: Certificate | None = None,
+    ) -> None:
         self.counters = Counters()
+        access = Access(tokens)
         self._forwarder = Forwarder(pyroscope, self.counters) if pyroscope else None
         with contextlib.ExitStack() as undo:
             if self._forwarder:
@@ -158,7 +215,17 @@ class CollectorServer:
             self.store = Store(data, self.counters, forward) if forward else Store(data, self.counters)
             undo.callback(self.store.close)
             receiver = Receiver(self.store, self.counters)
-            self._grpc = GrpcServer(receiver, self.counters, grpc.host, grpc.port)
+            self._control = ControlDoor(data / "captures", self.counters, access, own_version(), pyroscope)
+            undo.callback(self._control.close)
+            self._grpc = GrpcServer(
+                receiver,
+                self.counters,
+                grpc.host,
+                grpc.port,
+                access=access,
+                certificate=certificate,
+                others=[self._control.handler],
+            )
             undo.callback(self._grpc.stop, 0)
             app = create_app(
                 self.store,
@@ -166,6 +233,8 @@ class CollectorServer:
                 self.counters,
                 loopback=http.is_loopback,
                 forward_queue=self._forwarder.depth if self._forwarder else lambda: 0,
+                access=access,
+                others=self._control.blueprints,
             )
             self._http = _HttpServer(
                 (http.host, http.port),
@@ -179,6 +248,8 @@ class CollectorServer:
             # Above the limit on bodies, so that most refusals say why; one chunk is held in memory whole.
             self._http.max_request_body_size = MAX_DECOMPRESSED
             self._http.keep_alive_conn_limit = _KEPT_CONNECTIONS
+            if certificate is not None:
+                self._http.ssl_adapter = RenewingTls(certificate)
             try:
                 self._http.prepare()
             except OSError as error:
@@ -187,18 +258,21 @@ class CollectorServer:
                     next_step="choose another with --listen",
                 ) from error
             undo.pop_all()
-        self.http_url = f"http://{http.shown(self._http.bind_addr[1])}"
+        scheme = "http" if certificate is None else "https"
+        self.http_url = f"{scheme}://{http.shown(self._http.bind_addr[1])}"
         self.grpc_address = grpc.shown(self._grpc.port)
         self._thread = threading.Thread(target=self._http.serve, name="http", daemon=True)
 
     def start(self) -> None:
         """Begin to answer."""
+        self._control.start()
         self._grpc.start()
         self._thread.start()
         log.info("collector serves", extra={"http": self.http_url, "grpc": self.grpc_address})
 
     def stop(self) -> bool:
         """Take no more, answer what runs, write what waits, close; whether everything was written."""
+        self._control.close()
         self._http.stop()
         self._grpc.stop(_STOP_S)
         done = self.store.close()

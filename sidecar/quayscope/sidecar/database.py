@@ -29,7 +29,7 @@ from quayscope.sidecar.postgres.statistics import ServerStatistics
 from quayscope.sidecar.postgres.waits import Waits
 from quayscope.sidecar.statements import StatementSource
 from quayscope.sidecar.targets import BackendPids, Postmaster, find_postmasters, postmaster_at
-from quayscope.sidecar.windows import SECOND_NS, Windows
+from quayscope.sidecar.windows import SECOND_NS, Windows, WindowsTap
 
 __all__ = ["Database", "DatabaseOptions"]
 
@@ -74,6 +74,7 @@ class Database:
         self._directory = ""
         self._sampler: PostgresSampling | None = None
         self._memory: BackendMemory | None = None
+        self._texts: BackendMemory | None = None
         self._past = Counter[str]()
         self._seen = self._windows("activity", profiles, 0)
         self._swept = self._windows("sessions", profiles, 0)
@@ -123,6 +124,16 @@ class Database:
             )
         self._find()
 
+    def tap(self, tap: WindowsTap) -> None:
+        """Have `tap` called with what its sessions are seen to do, from several threads."""
+        for windows in (self._seen, self._swept):
+            windows.tap(tap)
+
+    def untap(self, tap: WindowsTap) -> None:
+        """Call it no longer."""
+        for windows in (self._seen, self._swept):
+            windows.untap(tap)
+
     def counts(self) -> dict[str, int]:
         """Return what went wrong so far: reads of a statement that was none or changed, faults."""
         counts = Counter(self._past)
@@ -134,12 +145,14 @@ class Database:
         return counts
 
     def _current(self) -> dict[str, int]:
-        sampler, memory, sessions = self._sampler, self._memory, self._sessions
+        sampler, sessions = self._sampler, self._sessions
+        memories = [memory for memory in (self._memory, self._texts) if memory is not None]
         swept = sessions.counts() if sessions is not None else {}
         return {
             **swept,
-            "statements_torn": memory.torn if memory is not None else 0,
-            "statements_invalid": memory.invalid if memory is not None else 0,
+            "statements_torn": sum(memory.torn for memory in memories),
+            "statements_invalid": sum(memory.invalid for memory in memories),
+            "statements_unnoted": sampler.unnoted if sampler is not None else 0,
             "faults": (sampler.faults if sampler is not None else 0)
             + (sessions.faults if sessions is not None else 0),
         }
@@ -198,9 +211,11 @@ class Database:
         readable, self._memory = doctor.try_memory(server)
         for capability in (user, kernel, readable):
             self._capabilities.note(capability)
+        # Each thread that reads statements has a memory of its own.
+        self._texts = self._memory.another() if self._memory is not None else None
+        self._sweep(server)
         if user.permitted or kernel.permitted:
             self._start_sampler(server, self._memory or self._activity, user)
-        self._sweep(server)
         # One sampler a second of CPU: the polls' coarse view stands in only where this one may not.
         self._cpu.enabled = self._sampler is None
 
@@ -213,7 +228,7 @@ class Database:
             service=self._options.service,
             hz=self._options.hz,
             names=self._names,
-            texts=self._memory,
+            texts=self._texts,
             held_by=self._locks.of,
         )
         sessions.start()
@@ -229,6 +244,7 @@ class Database:
                 statements,
                 service=self._options.service,
                 labels=self._options.labels,
+                backends=lambda: sessions.reader if (sessions := self._sessions) is not None else None,
             )
         except OSError as error:
             log.warning("perf events failed", extra={"error": error.strerror or str(error)})
@@ -256,7 +272,7 @@ class Database:
             self._sessions.close(_STOP_PATIENCE_S)
         for name, count in self._current().items():
             self._past[name] += count
-        self._sampler = self._memory = self._sessions = None
+        self._sampler = self._memory = self._texts = self._sessions = None
 
 
 class _StandIn:

@@ -37,6 +37,7 @@ class Outward:
     otlp_listen: str = OTLP_LISTEN
     push_listen: str = PUSH_LISTEN
     gateway_service: str = ""
+    control: str = ""
 
 
 _FILE = click.Path(path_type=Path)
@@ -95,6 +96,14 @@ _OPTIONS = (
         default="",
         metavar="NAME",
         help="service_name of all that comes to the gateway. Default: each client's own.",
+    ),
+    click.option(
+        "--control",
+        default="",
+        metavar="URL",
+        envvar="QUAYSCOPE_CONTROL",
+        show_envvar=True,
+        help="The collector's gRPC address, http(s)://HOST:4317: captures can be asked for there.",
     ),
 )
 

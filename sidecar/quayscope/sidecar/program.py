@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quayscope.relay import Relay
 from quayscope.sidecar.capabilities import Capabilities, Capability
@@ -30,6 +31,9 @@ from quayscope.sidecar.resources import Container, Processes, Resources, TierCpu
 from quayscope.sidecar.sampled import SampledPrograms
 from quayscope.sidecar.targets.pod import PODINFO
 
+if TYPE_CHECKING:
+    from quayscope.sidecar.control.part import Control
+
 __all__ = ["Options", "Sidecar"]
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ _SWITCH_INTERVAL_S = 0.0005
 _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
+_CONTROL_CLOSE_S = 1.0
 _GATEWAY_CLOSE_S = 0.5
 _SAMPLER_CLOSE_S = 1.0
 
@@ -142,9 +147,28 @@ class Sidecar:
             lambda: {worker.pid for worker in self._relay.workers()},
             SampledPrograms(self._sampler, self._capabilities),
         )
+        self._control = self._open_control() if outward.control else None
         self._processes = Processes()
         self._tiers = TierCpu(self._processes)
         self._resources = Resources(options.labels, self._processes, self._uplink.metrics, self._capabilities)
+
+    def _open_control(self) -> Control:
+        # gRPC takes 20 MB of memory: where nobody asked for control it is not loaded.
+        from quayscope.sidecar.control.part import Control, Pod
+        from quayscope.sidecar.control.stream import Peer
+
+        options = self._options
+        peer = Peer(options.outward.control, options.token_file, options.outward.ca_file, options.insecure)
+        pod = Pod(
+            self._relay,
+            self._database,
+            options.database_service,
+            self._programs,
+            options.python,
+            options.labels,
+            self._capabilities,
+        )
+        return Control(peer, pod, options.cache)
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""
@@ -160,6 +184,8 @@ class Sidecar:
             self._captures.start()
             self._open_gateway()
             self._guard(self._programs.start)
+            if self._control is not None:
+                self._control.start()
             self._report()
             self._say_ready()
             self._tick_until_stopped()
@@ -237,6 +263,9 @@ class Sidecar:
         counts = {**self._sampler.counts(), **self._database.counts()}
         parts = (self._sampler, self._uplink, self._captures, self._programs)
         counts["faults"] += self._faults + sum(part.faults for part in parts)
+        if self._control is not None:
+            counts["faults"] += self._control.faults
+            readings += self._control.readings()
         readings += [
             Reading(f"quayscope.sidecar.{name}", "cumulative", count, "1", {})
             for name, count in counts.items()
@@ -264,6 +293,8 @@ class Sidecar:
 
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_S
+        if self._control is not None:
+            self._control.close(_CONTROL_CLOSE_S)
         self._guard(lambda: self._gateway.close(_GATEWAY_CLOSE_S))
         self._captures.close(0.5)
         self._guard(lambda: self._programs.close(1.0))

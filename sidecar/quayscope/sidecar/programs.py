@@ -11,11 +11,11 @@ from pathlib import Path
 from quayscope.profile import Profile
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.errors import BadOption
-from quayscope.sidecar.golang import GoProgram, GoScrapes, clair_operations, parse_address
+from quayscope.sidecar.golang import Address, GoProgram, GoScrapes, clair_operations, parse_address
 from quayscope.sidecar.measurements import Reading
 from quayscope.sidecar.python import PythonProcess, PythonRotation
 from quayscope.sidecar.sampled import SampledPrograms
-from quayscope.sidecar.targets.pod import PODINFO, read_pod
+from quayscope.sidecar.targets.pod import PODINFO, Pod, read_pod
 from quayscope.sidecar.targets.selection import select
 from quayscope.sidecar.targets.watch import Target, TargetWatch
 
@@ -42,8 +42,8 @@ class ProgramOptions:
 class Programs:
     """Keeps the pod's targets. `tick` is to be called each second, from one thread.
 
-    `connected` gives the pids in which an agent lives; `sampled` has perf events on some. Raises
-    `BadOption` for an address that is none.
+    `connected` gives the pids in which an agent lives; `sampled` has perf events on some. `chosen` are the
+    targets that are watched, as of the last tick. Raises `BadOption` for an address that is none.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Programs:
             raise BadOption("--go-pprof off goes with no other", next_step="leave one of them out")
         self._sampled = sampled
         self._kinds: Counter[str] = Counter()
+        self.chosen: tuple[Target, ...] = ()
 
     def start(self) -> None:
         """Look for the first time, and begin."""
@@ -92,6 +93,7 @@ class Programs:
         self._kinds = Counter(target.kind for target in targets)
         # Outside of a pod the other processes are strangers: only those that were named are touched.
         chosen = select(targets, self._options.targets, default=self._pod.inside)
+        self.chosen = tuple(chosen)
         if self._rotation is not None:
             self._rotation.update(
                 [PythonProcess(*_facts(target)) for target in chosen if target.kind == "python"]
@@ -116,6 +118,15 @@ class Programs:
                 for name, count in self._go.counts().items()
             ]
         return found
+
+    @property
+    def pod(self) -> Pod:
+        """The pod that this is in."""
+        return self._pod
+
+    def go_address(self, pid: int) -> Address | None:
+        """Return where a Go program serves its profiles; None where that is not known. Thread-safe."""
+        return self._go.address_of(pid) if self._go is not None else None
 
     @property
     def faults(self) -> int:

@@ -9,7 +9,12 @@ from quayscope.profile import Attributes, Profile, Stack
 from quayscope.profile.model import Losses
 from quayscope.profile.types import ProfileType
 
-__all__ = ["SECOND_NS", "Windows"]
+__all__ = ["SECOND_NS", "Windows", "WindowsTap"]
+
+WindowsTap = Callable[
+    [ProfileType, Mapping[str, str], Stack, Attributes, tuple[int, ...], Losses | None], None
+]
+"""Takes what is added to windows: profile type, series labels, stack, attributes, values, losses."""
 
 SECOND_NS = 1_000_000_000
 MAX_SAMPLES = 50_000
@@ -37,6 +42,7 @@ class Windows:
         self._period_ns = period_ns
         self._open: dict[tuple[str, str, int], Profile] = {}
         self._samples = 0
+        self._taps: tuple[WindowsTap, ...] = ()
         self._lock = threading.Lock()
 
     def set_period(self, period_ns: int) -> None:
@@ -46,6 +52,16 @@ class Windows:
     def start_of(self, time_ns: int) -> int:
         """Return the start of the window that a Unix time in nanoseconds falls into."""
         return time_ns - time_ns % self._window_ns
+
+    def tap(self, tap: WindowsTap) -> None:
+        """Have `tap` called with all that is added from now on, by whoever adds it: it must not block."""
+        with self._lock:
+            self._taps = (*self._taps, tap)
+
+    def untap(self, tap: WindowsTap) -> None:
+        """Call it no longer."""
+        with self._lock:
+            self._taps = tuple(one for one in self._taps if one != tap)
 
     def add(
         self,
@@ -57,6 +73,8 @@ class Windows:
         losses: Losses | None = None,
     ) -> None:
         """Add values under a stack; `attributes.slot_ns` says which window they belong to."""
+        for tap in self._taps:
+            tap(kind, {**self._labels, "role": role}, stack, attributes, values, losses)
         with self._lock:
             profile = self._profile(kind, role, attributes.slot_ns)
             if losses is not None:

@@ -24,7 +24,19 @@ def _installed() -> list[str]:
 
 
 INTERPRETERS = _installed()
-MODULES = ("model", "types", "errors", "protowire", "pprof", "folded", "statement", "sqltext", "push")
+# `push` last: what it brings in stays.
+MODULES = (
+    "model",
+    "types",
+    "errors",
+    "protowire",
+    "pprof",
+    "folded",
+    "statement",
+    "sqltext",
+    "control",
+    "push",
+)
 PROGRAM = """
 import importlib, json, sys
 sys.path.insert(0, sys.argv[1])

@@ -7,35 +7,54 @@ is generated.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from quayscope.collector.access import WRITE, Access, Certificate
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, CollectorError
 from quayscope.collector.limits import MAX_DECOMPRESSED
 from quayscope.collector.receive.receiver import Receiver
 
-__all__ = ["GrpcServer"]
+__all__ = ["GrpcServer", "authorization"]
 
 log = logging.getLogger(__name__)
 
 _THREADS = 16
-_MAX_CONCURRENT = 256
+_MAX_CONCURRENT = 256 + 256
+"""Requests, and the streams of sidecars, which are open for as long as they live."""
 _STATUS = {
     "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
     "resource_exhausted": grpc.StatusCode.RESOURCE_EXHAUSTED,
     # OpenTelemetry's exporters send again on UNAVAILABLE, and on RESOURCE_EXHAUSTED only when told a time.
     "unavailable": grpc.StatusCode.UNAVAILABLE,
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
+    "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
 }
 
 
 class GrpcServer:
-    """Listens on `address` (host:port, port 0 for any); `port` is the one in use. Raises `CannotListen`."""
+    """Listens on `address` (host:port, port 0 for any); `port` is the one in use. Raises `CannotListen`.
 
-    def __init__(self, receiver: Receiver, counters: Counters, host: str, port: int) -> None:
+    With a certificate it speaks TLS, and takes a new one when the files change. `others` are served beside,
+    with threads and checks of their own.
+    """
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        counters: Counters,
+        host: str,
+        port: int,
+        *,
+        access: Access,
+        certificate: Certificate | None = None,
+        others: Sequence[grpc.GenericRpcHandler] = (),
+    ) -> None:
         self._counters = counters
+        self._access = access
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
             options=[
@@ -56,9 +75,13 @@ class GrpcServer:
                 for name, method in methods.items()
             }
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        self._server.add_generic_rpc_handlers(tuple(others))
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port: int = self._server.add_insecure_port(shown)
+            if certificate is None:
+                self.port: int = self._server.add_insecure_port(shown)
+            else:
+                self.port = self._server.add_secure_port(shown, _credentials(certificate))
         except RuntimeError as error:
             raise CannotListen(
                 f"cannot listen on {shown} for gRPC", next_step="choose another with --grpc-listen"
@@ -69,6 +92,7 @@ class GrpcServer:
     ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             try:
+                self._access.require(authorization(context), WRITE)
                 return method(receiver.unpacked(body))
             except CollectorError as error:
                 context.abort(_STATUS.get(error.code, grpc.StatusCode.INTERNAL), str(error))
@@ -87,3 +111,33 @@ class GrpcServer:
     def stop(self, grace_s: float) -> None:
         """Take no new requests, give running ones `grace_s` seconds, and wait for them."""
         self._server.stop(grace_s).wait(grace_s + 1)
+
+
+def authorization(context: grpc.ServicerContext) -> str:
+    """Return the value of a call's `authorization` header, empty where it has none."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            return value if isinstance(value, str) else str(value, "utf-8", "replace")
+    return ""
+
+
+def _credentials(certificate: Certificate) -> grpc.ServerCredentials:
+    stamp = [certificate.stamp()]
+
+    def configuration(pair: tuple[bytes, bytes]) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pair[1], pair[0])])
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        """Return the new certificate, None while it is the old one or cannot be used."""
+        now = certificate.stamp()
+        if not now or now == stamp[0]:
+            return None
+        try:
+            pair = certificate.read()
+        except CollectorError as error:
+            log.warning("certificate is not read again", extra={"reason": str(error)})
+            return None
+        stamp[0] = now
+        return configuration(pair)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(certificate.read()), changed)

@@ -104,6 +104,13 @@ class GoScrapes:
         """Say which Go programs run now."""
         self._programs = tuple(programs)
 
+    def address_of(self, pid: int) -> Address | None:
+        """Return where a process serves its profiles, None while it is not known. Thread-safe."""
+        for watched in list(self._watched.values()):
+            if watched.program.pid == pid and watched.address is not None:
+                return watched.address
+        return None
+
     def counts(self) -> dict[str, int]:
         """Return what happened so far: scrapes, failures, samples with and without an operation, faults."""
         with self._lock:

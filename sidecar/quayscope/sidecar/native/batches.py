@@ -19,20 +19,25 @@ __all__ = ["Batches", "Note", "Notes"]
 
 
 class Note(NamedTuple):
-    """What was seen of a process at the moment of its sample; `role` None: it could not be told."""
+    """What was seen of a process at the moment of its sample; `role` None: it could not be told.
+
+    `unproven`: it is not certain that it ran just that. `pid` is the process that it works for.
+    """
 
     described: Described
     role: str | None
+    unproven: bool
+    pid: int
 
 
 class Notes(Protocol):
     """What somebody who wakes at each sample has noted."""
 
     def look(self) -> None:
-        """Note what nobody has noted yet."""
+        """Prepare for a batch: what is in the rings is to be noted."""
 
-    def take(self, place: tuple[int, int]) -> Note | None:
-        """Return the note for the sample that lay at a place in the rings, and forget it."""
+    def take(self, place: tuple[int, int], pid: int, time_ns: int) -> Note:
+        """Return the note for a process's sample that lay at a place in the rings, and forget it."""
 
     def forget(self, pid: int) -> None:
         """Drop what is known of a process that ended."""
@@ -93,7 +98,7 @@ class Batches:
 
     def _sample(self, taken: Taken[Tracked], offset: int, notes: Notes | None) -> None:
         tracked, sample = taken.source, taken.sample
-        note = notes.take(taken.place) if notes is not None else None
+        note = notes.take(taken.place, sample.pid, taken.time_ns) if notes is not None else None
         if not tracked.source.accepts(taken.event, taken.place[0], sample.tid):
             return
         pid = sample.pid
@@ -128,12 +133,13 @@ class Batches:
             tracked,
             at - at % SECOND_NS,
             tracked.role(pid) if role is None else role,
-            pid,
+            pid if note is None else note.pid,
             NO_STATEMENT if note is None else note.described,
             sample.kernel,
             space,
             user,
             complete,
+            note is not None and note.unproven,
         )
         tracked.samples += 1
         tracked.cpu_ns += taken.cpu_ns

@@ -21,7 +21,8 @@ MOST_HELD = 30_000
 class Key(NamedTuple):
     """What tells samples apart before they have names; addresses leaf first, callers' inside their calls.
 
-    `complete`: the unwinder reached the root. `space` is None where the process was gone before it was read.
+    `complete`: the unwinder reached the root. `unproven`: what its process ran is not known for certain.
+    `space` is None where the process was gone before it was read.
     """
 
     tracked: Tracked
@@ -33,6 +34,7 @@ class Key(NamedTuple):
     space: AddressSpace | None
     user: tuple[int, ...]
     complete: bool
+    unproven: bool
 
 
 class Weight:

@@ -20,8 +20,8 @@ _MANY = 5_000
 class Publisher:
     """Names what was gathered and hands it to its target's windows. Not thread-safe.
 
-    Losses go with them: `truncated` stacks do not reach their root, `unproven` joins of a statement rest on
-    time alone, `unattributed` samples belong to no request.
+    Losses go with them: `truncated` stacks do not reach their root, of `unproven` ones it is
+    not certain what their process ran, `unattributed` samples belong to no request.
     """
 
     def __init__(self, gathered: Gathered, stacks: Stacks, window_s: int) -> None:
@@ -50,10 +50,11 @@ class Publisher:
     def _add(self, key: Key, weight: Weight) -> None:
         tracked, described = key.tracked, key.described
         frames = [tracked.root]
-        if key.role != tracked.target.main_role:
-            frames.append(Frame(key.role, kind="root"))
+        # A parallel worker's work stands under the statement that it is part of.
         if described.frame is not None:
             frames.append(described.frame)
+        if key.role != tracked.target.main_role:
+            frames.append(Frame(key.role, kind="root"))
         complete = key.complete
         if key.space is not None:
             native, is_root = self._stacks.user(key.space, key.user, tracked.target.root_pid)
@@ -66,7 +67,7 @@ class Publisher:
             endpoint = tracked.target.operation(stack)
         losses = Losses(
             truncated=0 if complete else weight.count,
-            unproven=weight.count if described.frame is not None else 0,
+            unproven=weight.count if key.unproven else 0,
             unattributed=0 if endpoint or described.has_request else weight.count,
         )
         attributes = Attributes(

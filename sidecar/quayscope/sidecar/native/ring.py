@@ -95,13 +95,16 @@ class _Ring:
         self._control = view[:_PAGE].cast("Q")
         self.data = view[_PAGE:]
         self.words = self.data.cast("Q")
-        self.read = self.noted = 0
+        self.read = self.seen = self.noted = self.passed = 0
 
     def head(self) -> int:
         return self._control[_HEAD]
 
     def release(self) -> None:
         self._control[_TAIL] = self.read
+
+    def tail(self) -> int:
+        return self._control[_TAIL]
 
     def close(self) -> None:
         for view in (self._control, self.words, self.data):
@@ -147,6 +150,7 @@ class Rings(Generic[Source]):
             except OSError:
                 self._close_rings()
                 raise
+        self._ring_of = {ring.cpu: ring for ring in self._rings}
 
     @property
     def holds_dumps(self) -> bool:
@@ -181,14 +185,15 @@ class Rings(Generic[Source]):
     def drain(self) -> list[Taken[Source] | Record]:
         """Return what is in all rings, in the order of time; valid until `release`.
 
-        Where readers wake at each sample, only what was noted is taken; see `unnoted`.
+        Where readers wake at each sample, only what was noted is taken; see `noted` and
+        `pass_over`.
         """
         # What is written into one ring while another is read waits: else a child's samples could come
         # before its birth.
         limit = time.monotonic_ns()
         out: list[Taken[Source] | Record] = []
         for ring in self._rings:
-            self._read(ring, ring.noted if self.each else ring.head(), limit, out)
+            self._read(ring, max(ring.noted, ring.passed) if self.each else ring.head(), limit, out)
         out.sort(key=attrgetter("time_ns"))
         return out
 
@@ -208,26 +213,49 @@ class Rings(Generic[Source]):
         with self._lock:
             return max((ring.head() - ring.read) / ring.size for ring in self._rings) if self._rings else 0.0
 
-    def unnoted(self) -> list[tuple[tuple[int, int], int]]:
-        """Return (place, pid) of the samples written since the last call, and count them as noted."""
-        found: list[tuple[tuple[int, int], int]] = []
+    def released(self) -> dict[int, int]:
+        """Return the position in each CPU's ring before which nothing is held any more."""
+        with self._lock:
+            return {ring.cpu: ring.tail() for ring in self._rings}
+
+    def unnoted(self, cpu: int) -> list[tuple[tuple[int, int], int, int]]:
+        """Return (place, pid, time) of the samples written into a ring since the last call; see `noted`.
+
+        For one thread a ring.
+        """
+        ring = self._ring_of[cpu]
+        found: list[tuple[tuple[int, int], int, int]] = []
+        head, at = ring.head(), ring.seen
+        words = ring.words
+        count = len(words)
+        while at < head:
+            word = at // 8
+            header = words[word % count]
+            if header & 0xFFFFFFFF == SAMPLE:
+                pid = words[(word + 2) % count] & 0xFFFFFFFF
+                found.append(((cpu, at), pid, words[(word + 3) % count]))
+            if header >> 48 < 8:
+                break  # `drain` counts it
+            at += header >> 48
+        ring.seen = head
+        return found
+
+    def noted(self, cpu: int) -> None:
+        """Let `drain` take what `unnoted` has returned."""
+        ring = self._ring_of[cpu]
+        ring.noted = ring.seen
+
+    def pass_over(self) -> None:
+        """Let `drain` take what comes before the first sample not noted: other records wake nobody."""
         with self._lock:
             for ring in self._rings:
-                head, at = ring.head(), ring.noted
-                if at == head:
-                    continue
-                words = ring.words
-                count = len(words)
+                at, head, words = ring.noted, ring.head(), ring.words
                 while at < head:
-                    word = at // 8
-                    header = words[word % count]
-                    if header & 0xFFFFFFFF == SAMPLE:
-                        found.append(((ring.cpu, at), words[(word + 2) % count] & 0xFFFFFFFF))
-                    if header >> 48 < 8:
-                        break  # `drain` counts it
+                    header = words[at // 8 % len(words)]
+                    if header & 0xFFFFFFFF == SAMPLE or header >> 48 < 8:
+                        break
                     at += header >> 48
-                ring.noted = head
-        return found
+                ring.passed = at
 
     def _read(self, ring: _Ring, end: int, limit: int, out: list[Taken[Source] | Record]) -> None:
         at, size, data, words = ring.read, ring.size, ring.data, ring.words

@@ -15,6 +15,7 @@ __all__ = [
     "ACTIVITY_POINTER",
     "APPLICATION_POINTER",
     "APPLICATION_SIZE",
+    "BACKEND_TYPE",
     "CLIENT_ADDRESS",
     "COUNTER_AND_PID",
     "ENTRIES_BEYOND",
@@ -35,6 +36,8 @@ APPLICATION_POINTER = 240
 ACTIVITY_POINTER = 248
 TIMES_SIZE = 48
 """The head of an entry, up to and with st_state_start_timestamp."""
+BACKEND_TYPE = slice(8, 12)
+"""Bytes of st_backendType."""
 CLIENT_ADDRESS = 56
 """Offset of a struct sockaddr_storage of 128 bytes."""
 ENTRY_SIZES = {13: 424, 14: 432, 15: 432, 16: 432, 17: 432, 18: 440}

@@ -91,14 +91,19 @@ class BackendMemory:
     refused. `torn` counts reads during which the statement changed, `invalid` those that found no text.
     """
 
-    def __init__(self, server: Postmaster) -> None:
-        self._address = _locate(server)
+    def __init__(self, server: Postmaster, address: int | None = None) -> None:
+        self._server = server
+        self._address = _locate(server) if address is None else address
         self._last: dict[int, int] = {}
         self._gather = _Gather(3, _USUAL + 2 * _POINTER)
         self.torn = 0
         self.invalid = 0
         # Tried on the postmaster once: permission is the same for all its children.
         self._pointer(server.pid)
+
+    def another(self) -> BackendMemory:
+        """Return one more of the same server, for another thread."""
+        return BackendMemory(self._server, self._address)
 
     def statement(self, pid: int) -> str | None:
         """Return the text that `pid` runs at this moment, None when it runs none or is gone."""

@@ -77,6 +77,9 @@ class SharedMemory(Protocol):
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """Read slots whole, each with its PGPROC: pairs of both indices."""
 
+    def find(self, server_pid: int) -> int | None:
+        """Return the slot of a process; for one that has just come."""
+
     def proc_pids(self) -> list[int]:
         """Return the pid in each PGPROC, 0 where it is free."""
 
@@ -202,6 +205,10 @@ class MappedMemory:
             )
         return looks
 
+    def find(self, server_pid: int) -> int | None:
+        """See `SharedMemory`."""
+        return _slot_of(self._heads.tobytes(), server_pid)
+
     def proc_pids(self) -> list[int]:
         """See `SharedMemory`."""
         return self._pids.tolist()
@@ -322,6 +329,14 @@ class ReadMemory:
         number = int.from_bytes(wait, "little")
         return Look(entry, entry_counter, number, name, activity, times, counter, again)
 
+    def find(self, server_pid: int) -> int | None:
+        """See `SharedMemory`."""
+        data = read_memory(self._pid, self._layout.entries, self._size)
+        if len(data) != self._size:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        heads = memoryview(data).cast("Q")[:: self._layout.entry_size // _HEAD]
+        return _slot_of(heads.tobytes(), server_pid)
+
     def proc_pids(self) -> list[int]:
         """See `SharedMemory`."""
         layout = self._layout
@@ -360,3 +375,12 @@ def _picked(values: memoryview[int], indices: Sequence[int]) -> tuple[int, ...]:
         return tuple(values[index] for index in indices)
     picked: tuple[int, ...] = itemgetter(*indices)(values)
     return picked
+
+
+def _slot_of(heads: bytes, server_pid: int) -> int | None:
+    """Return the slot whose pid this is, of the counters and pids of all."""
+    wanted = server_pid.to_bytes(_WORD, "little")
+    at = heads.find(wanted)
+    while at >= 0 and at % _HEAD != _WORD:
+        at = heads.find(wanted, at + 1)
+    return None if at < 0 else at // _HEAD

@@ -11,27 +11,29 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from quayscope.sidecar.capabilities import Capabilities, Capability
 from quayscope.sidecar.errors import SidecarError
 from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.deaths import Deaths
 from quayscope.sidecar.postgres.enums import names_of
-from quayscope.sidecar.postgres.layout import COUNTER_AND_PID, Entry, Layout
+from quayscope.sidecar.postgres.layout import BACKEND_TYPE, COUNTER_AND_PID, Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.program import Unreadable, regions
 from quayscope.sidecar.postgres.routes import Look, MappedMemory, ReadMemory, SharedMemory
 from quayscope.sidecar.postgres.slots import (
     BACKGROUND_WORKER,
     Decoder,
+    Glance,
     Session,
     Slot,
     started_ns,
     worker_type,
 )
-from quayscope.sidecar.targets import BackendPids, Postmaster
+from quayscope.sidecar.targets import CLIENT_BACKEND, BackendPids, Postmaster
 
-__all__ = ["SHARED_MEMORY", "MemoryGone", "SharedReader", "open_reader"]
+__all__ = ["SHARED_MEMORY", "MemoryGone", "Peek", "SharedReader", "Torn", "open_reader"]
 
 SHARED_MEMORY = "postgres_shared_memory"
 _CHUNK = 64 * COUNTER_AND_PID.size
@@ -49,8 +51,20 @@ class MemoryGone(SidecarError):
     """The server has ended, or has made its shared memory anew: it is to be opened again."""
 
 
+class Torn(SidecarError):
+    """A slot that was being written whenever it was read."""
+
+
+class Peek(NamedTuple):
+    """What was read of one slot: its number, the pid that it has to show, its bytes."""
+
+    number: int
+    server_pid: int
+    seen: Look
+
+
 class SharedReader:
-    """Reads all backends of one server; for one thread, apart from `look`.
+    """Reads all backends of one server; for one thread, apart from `peek`, `leader` and `look`.
 
     `changes` are the slots that the last sweep saw otherwise than the one before, by number: the old and the
     new, None where there is none. `counts` says what could not be read: torn, invalid (an entry that points
@@ -68,12 +82,15 @@ class SharedReader:
         self._enums = names_of(layout.major)
         self._names = names or OidNames()
         self._decoder = Decoder(layout, self._enums, self._names)
+        self._client = self._enums.backend_types.index(CLIENT_BACKEND).to_bytes(4, "little")
         self._as_of = self._names.version
         self._pids = BackendPids(server)
         self._heads = bytes(layout.slots * COUNTER_AND_PID.size)
         self._slots: dict[int, Slot] = {}
         self._procs: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        self._sought: dict[int, tuple[int, int] | None] = {}
         self._applications: dict[int, bytes] = {}
         self._proc_of_pid: dict[int, int] = {}
         self._watched: list[int] = []
@@ -109,15 +126,69 @@ class SharedReader:
             # After the slots: who ends as he should clears his before.
             for number in self._deaths.take():
                 self._die(number)
+            if self._sought:
+                self._sought.clear()
         except OSError as error:
             raise MemoryGone(f"shared memory of postmaster {self.server.pid}: {error.strerror}") from error
         return list(self._slots.values())
 
-    def look(self, server_pid: int) -> Slot | None:
-        """Return one backend as it is right now, None when it has no slot or is being written.
+    def peek(self, pid: int) -> Peek | None:
+        """Read the slot of a process (by our pid) right now; None when it has none.
 
-        For the sampler's wake-up: two system calls at most, none where the memory is mapped.
+        For the sampler's wake-up, on its thread: microseconds where the memory is mapped, else a system call
+        a try. A process that no sweep has seen yet is looked for once. Raises `Torn` when the slot is being
+        written at each of three looks.
         """
+        place = self._places.get(pid)
+        try:
+            if place is None:
+                place = self._seek(pid)
+                if place is None:
+                    return None
+            number, own = place
+            for _ in range(_ATTEMPTS):
+                (seen,) = self._memory.look([(number, 0)])
+                if seen.steady():
+                    return Peek(number, own, seen)
+        except (OSError, ValueError):  # ValueError: closed meanwhile
+            return None
+        raise Torn(f"the slot of process {pid} is being written")
+
+    def is_plain(self, peek: Peek) -> bool:
+        """Whether a slot is a client backend's and its text is whole."""
+        seen = peek.seen
+        return seen.entry[BACKEND_TYPE] == self._client and len(seen.activity) < self.layout.text_size - 1
+
+    def glance(self, peek: Peek) -> Glance | None:
+        """Return what a process's slot showed, None when it was another's, or none."""
+        entry = self._decoder.entry(peek.number, peek.seen)
+        if entry is None or entry.pid != peek.server_pid:
+            return None
+        return self._decoder.glance(entry, peek.seen)
+
+    def leader(self, pid: int) -> int:
+        """Return the process (by our pid) that leads the group a parallel worker is in, else 0."""
+        number, own = self._places.get(pid) or (-1, self._pids.own(pid))
+        slot = self._slots.get(number)
+        leader = 0 if slot is None else slot.leader
+        if not leader:
+            try:
+                proc = self._memory.proc_pids().index(own)
+                leader = self._leader(proc, own)
+            except (OSError, ValueError):
+                return 0
+        return (self._pids.resolve(leader) or 0) if leader else 0
+
+    def _seek(self, pid: int) -> tuple[int, int] | None:
+        if pid in self._sought:
+            return self._sought.get(pid)
+        own = self._pids.own(pid)
+        number = self._memory.find(own)
+        place = self._sought[pid] = None if number is None else (number, own)
+        return place
+
+    def look(self, server_pid: int) -> Slot | None:
+        """Return one backend as it is right now, None when it has no slot or is being written."""
         number = self._number_of.get(server_pid, -1)
         slot, proc = self._slots.get(number), self._procs.get(number)
         if slot is None or proc is None:
@@ -292,12 +363,17 @@ class SharedReader:
         return 0 if leader == pid else leader
 
     def _put(self, number: int, old: Slot | None, new: Slot | None) -> None:
+        if old is not None and (new is None or new.session.server_pid != old.session.server_pid):
+            if self._number_of.get(old.session.server_pid) == number:
+                del self._number_of[old.session.server_pid]
+            if self._places.get(old.session.pid, (-1, 0))[0] == number:
+                del self._places[old.session.pid]
         if new is not None:
             self._slots[number] = new
             self._number_of[new.session.server_pid] = number
+            if new.session.pid:
+                self._places[new.session.pid] = (number, new.session.server_pid)
         else:
-            if old is not None and self._number_of.get(old.session.server_pid) == number:
-                del self._number_of[old.session.server_pid]
             self._slots.pop(number, None)
             self._procs.pop(number, None)
             self._applications.pop(number, None)

@@ -13,7 +13,16 @@ from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, EPOCH_US, Entry, L
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.routes import Look
 
-__all__ = ["BACKGROUND_WORKER", "Decoder", "Session", "Slot", "Statement", "started_ns", "worker_type"]
+__all__ = [
+    "BACKGROUND_WORKER",
+    "Decoder",
+    "Glance",
+    "Session",
+    "Slot",
+    "Statement",
+    "started_ns",
+    "worker_type",
+]
 
 BACKGROUND_WORKER = "background worker"
 # A worker's title is its name, which for Postgres's own begins with what `pg_stat_activity` calls its type.
@@ -72,6 +81,27 @@ class Slot(NamedTuple):
         return self.state in ("active", "fastpath function call")
 
 
+class Glance(NamedTuple):
+    """What a backend does at this moment; times are Unix nanoseconds of the server's clock, 0: none.
+
+    `text` is as the server keeps it, `truncated` where it fills the place. `activity_start_ns` is when the
+    message came that brought it; in a parallel worker, its leader's. The text and its start stay when the
+    backend goes idle, and `state_start_ns` is when it did.
+    """
+
+    backend_type: str
+    state: str
+    activity_start_ns: int
+    state_start_ns: int
+    text: bytes
+    truncated: bool
+
+    @property
+    def decoded(self) -> str:
+        """The text in characters: half a character at its cut end is none."""
+        return self.text.decode(errors="ignore" if self.truncated else "replace")
+
+
 class Decoder:
     """Makes slots of one server's bytes; remembers up to 4,096 texts, of 2 kB at most."""
 
@@ -128,6 +158,17 @@ class Decoder:
             _unix_ns(entry.activity_start),
             _unix_ns(entry.state_start),
             leader,
+        )
+
+    def glance(self, entry: Entry, seen: Look) -> Glance:
+        """Return the activity alone."""
+        return Glance(
+            self._enums.backend_types[entry.backend_type],
+            self._enums.states[entry.state],
+            _unix_ns(entry.activity_start),
+            _unix_ns(entry.state_start),
+            seen.activity,
+            len(seen.activity) >= self._layout.text_size - 1,
         )
 
     def _statement(self, raw: bytes) -> Statement:

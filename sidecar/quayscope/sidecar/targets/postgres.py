@@ -103,6 +103,10 @@ class BackendPids:
             self._known = {_innermost_pid(pid): pid for pid in self._server.backends()}
         return self._known.get(own_pid)
 
+    def own(self, pid: int) -> int:
+        """Return the pid by which the server knows a process that we see as `pid`."""
+        return _innermost_pid(pid) if self._nested else pid
+
     def _is_ours(self, pid: int) -> bool:
         facts = procfs.stat(pid)
         return facts is not None and facts.parent == self._server.pid

@@ -1,0 +1,231 @@
+"""What a process of the server ran when it was sampled: role, statement, for whom, and whether proven.
+
+From its slot in shared memory, see `join`; where that may not be read, from whatever shows a text now, which
+proves nothing. A text that the slot cuts is completed from the backend itself while it runs the same
+statement still.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from quayscope.sidecar import procfs
+from quayscope.sidecar.postgres.join import Clock, Verdict, judge
+from quayscope.sidecar.postgres.shared import Peek, SharedReader, Torn
+from quayscope.sidecar.postgres.slots import BACKGROUND_WORKER, Glance, worker_type
+from quayscope.sidecar.statements import LONGEST_DESCRIBED, StatementSource
+from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster, backend_type
+
+__all__ = ["Backends", "Noted", "Ran", "Running"]
+
+Backends = Callable[[], SharedReader | None]
+"""Gives the reader of the server's shared memory, None while there is none."""
+
+_PARALLEL_WORKER = "parallel worker"
+_WITH_STATEMENTS = (CLIENT_BACKEND, _PARALLEL_WORKER, BACKGROUND_WORKER)
+# Before its slot is made, a backend's title ends so (set_ps_display).
+_STARTING = re.compile(r"postgres: .*\b(?:authentication|startup|initializing)$", re.DOTALL)
+_MAX_ROLES = 16_384
+_MAX_HELD = 1024
+
+
+class Ran(NamedTuple):
+    """What a process ran at a sample.
+
+    `text` is None where it ran no statement, or where it is not known which: then it is `unproven`. `role` is
+    None where it has no title yet, or is gone. `pid` is the process itself, or a parallel worker's leader.
+    """
+
+    text: str | None
+    role: str | None
+    unproven: bool
+    pid: int
+
+
+class Noted(NamedTuple):
+    """What was seen of a process at a look, to be judged for its samples later.
+
+    `looked_ns` is Unix nanoseconds, `ran` what is certain already. Where there is a `reader`, `peek` is what
+    it read of the process, or of its leader; `whole` is the text where the slot cuts it.
+    """
+
+    looked_ns: int
+    ran: Ran
+    reader: SharedReader | None = None
+    peek: Peek | None = None
+    whole: str | None = None
+
+    @property
+    def size(self) -> int:
+        """About the memory that it holds, in bytes."""
+        text = len(self.whole) if self.whole is not None else len(self.ran.text or "")
+        return text + (len(self.peek.seen.activity) if self.peek is not None else 0)
+
+
+class _Whole(NamedTuple):
+    activity_start_ns: int
+    text: str
+
+
+class Running:
+    """Tells what the processes of one server ran: `note` at once, on any thread, `settle` at leisure, on one.
+
+    Holds up to 1,024 long texts of 16,384 characters, and as many parallel workers' statements.
+    """
+
+    def __init__(
+        self, server: Postmaster, texts: StatementSource | None, backends: Backends | None = None
+    ) -> None:
+        self._server = server
+        self._texts = texts
+        self._backends = backends
+        self._roles: dict[int, str] = {}
+        self._whole: dict[int, _Whole] = {}
+        self._workers: dict[int, tuple[str, int]] = {}
+        self._clock = Clock.read()
+        self._trusted = True
+
+    def note(self, pid: int) -> Noted:
+        """Look at a process: what takes time or thought comes later."""
+        reader = self._backends() if self._backends is not None else None
+        if reader is None or pid == self._server.pid:
+            return self._note_text(pid)
+        try:
+            peek = reader.peek(pid)
+            now_ns = time.time_ns()
+            if peek is not None and reader.is_plain(peek):
+                return Noted(now_ns, Ran(None, CLIENT_BACKEND, False, pid), reader, peek)
+            if peek is None:
+                return Noted(now_ns, self._without_slot(pid))
+            return self._note_special(reader, pid, peek, now_ns)
+        except Torn:
+            return Noted(time.time_ns(), self._unknown(pid))
+
+    def _note_text(self, pid: int) -> Noted:
+        """Note the text that a process shows, where its slot may not be read."""
+        text = None
+        if self._texts is not None and pid != self._server.pid:
+            text = self._texts.statement(pid)
+        return Noted(time.time_ns(), Ran(text, self.role(pid), text is not None, pid))
+
+    def _note_special(self, reader: SharedReader, pid: int, peek: Peek, now_ns: int) -> Noted:
+        """Note what is no client backend, or shows a text that is cut."""
+        seen = reader.glance(peek)
+        if seen is None:
+            return Noted(now_ns, self._unknown(pid))
+        role = self._role_of(pid, seen)
+        if role == _PARALLEL_WORKER:
+            return self._note_worker(reader, pid, peek, now_ns)
+        ran = Ran(None, role, False, pid)
+        if role not in _WITH_STATEMENTS:
+            return Noted(now_ns, ran)
+        return Noted(now_ns, ran, reader, peek, self._complete(reader, pid, seen))
+
+    def _note_worker(self, reader: SharedReader, pid: int, peek: Peek, now_ns: int) -> Noted:
+        """Note a parallel worker: it lives for one statement, its leader's, and shows it once it runs."""
+        held = self._workers.get(pid)
+        if held is not None:
+            return Noted(now_ns, Ran(held[0], _PARALLEL_WORKER, False, held[1]))
+        leader = reader.leader(pid)
+        ran = Ran(None, _PARALLEL_WORKER, False, leader or pid)
+        seen = reader.glance(peek)
+        if seen is not None and seen.text:
+            text = self._complete(reader, pid, seen) or seen.decoded
+            if leader:
+                _keep(self._workers, pid, (text, leader))
+            return Noted(now_ns, ran._replace(text=text))
+        shown = reader.peek(leader) if leader else None
+        if shown is None:
+            return Noted(now_ns, ran._replace(unproven=True))
+        return Noted(time.time_ns(), ran, reader, shown)
+
+    def _complete(self, reader: SharedReader, pid: int, seen: Glance) -> str | None:
+        """Read a text whole that the slot cuts, if the process runs the same statement still."""
+        if not seen.truncated or self._texts is None or len(seen.text) >= LONGEST_DESCRIBED:
+            return None
+        cut = seen.decoded
+        held = self._whole.get(pid)
+        if held is not None and held.activity_start_ns == seen.activity_start_ns:
+            return held.text if held.text.startswith(cut) else None
+        whole = self._texts.statement(pid)
+        if whole is None or not whole.startswith(cut):
+            return None
+        peek = reader.peek(pid)
+        again = None if peek is None else reader.glance(peek)
+        # Another statement may begin alike: the text is this one's if nothing has begun since.
+        if again is None or again.activity_start_ns != seen.activity_start_ns:
+            return None
+        _keep(self._whole, pid, _Whole(seen.activity_start_ns, whole[:LONGEST_DESCRIBED]))
+        return whole[:LONGEST_DESCRIBED]
+
+    def measure(self) -> None:
+        """Measure the clocks; to be called before what was noted since the last time is settled."""
+        clock = Clock.read()
+        # Times from before and after the clock was set do not compare.
+        self._trusted = not clock.was_set_since(self._clock)
+        self._clock = clock
+
+    def settle(self, noted: Noted, time_ns: int) -> Ran:
+        """Return what a process ran at a sample's time (CLOCK_MONOTONIC, ns), before it was looked at."""
+        ran, peek = noted.ran, noted.peek
+        if noted.reader is None or peek is None:
+            return ran
+        seen = noted.reader.glance(peek)
+        if seen is None or not self._trusted:
+            return ran._replace(unproven=True)
+        clock = self._clock
+        verdict = judge(seen, time_ns + clock.offset_ns, noted.looked_ns, clock.error_ns)
+        if verdict is Verdict.STATEMENT:
+            text = noted.whole if noted.whole is not None else seen.decoded[:LONGEST_DESCRIBED]
+            return ran._replace(text=text)
+        return ran._replace(unproven=verdict is Verdict.UNKNOWN)
+
+    def _without_slot(self, pid: int) -> Ran:
+        """Answer for a process that has no slot: it begins, it has ended, or it is none with statements."""
+        held = self._workers.get(pid)
+        if held is not None:
+            return Ran(held[0], _PARALLEL_WORKER, False, held[1])
+        if _STARTING.match(procfs.command_line(pid)):
+            return Ran(None, CLIENT_BACKEND, False, pid)
+        return self._unknown(pid)
+
+    def _unknown(self, pid: int) -> Ran:
+        role = self.role(pid)
+        return Ran(None, role, role is None or role in _WITH_STATEMENTS, pid)
+
+    def _role_of(self, pid: int, seen: Glance) -> str:
+        role = self._roles.get(pid)
+        if role is None:
+            role = seen.backend_type
+            if role == BACKGROUND_WORKER:
+                role = worker_type(pid)
+                if role == BACKGROUND_WORKER:
+                    return role  # it may not have its title yet
+            _keep(self._roles, pid, role, _MAX_ROLES)
+        return role
+
+    def role(self, pid: int) -> str | None:
+        """Return what a process of the server is; None while it has no title yet, or when it is gone."""
+        role = self._roles.get(pid)
+        if role is None:
+            role = "postmaster" if pid == self._server.pid else backend_type(pid)
+            if role is not None:
+                _keep(self._roles, pid, role, _MAX_ROLES)
+        return role
+
+    def forget(self, pid: int) -> None:
+        """Drop what is known of a process that ended."""
+        for held in (self._roles, self._whole, self._workers):
+            held.pop(pid, None)
+
+
+Value = TypeVar("Value")
+
+
+def _keep(held: dict[int, Value], pid: int, value: Value, most: int = _MAX_HELD) -> None:
+    if len(held) >= most:
+        held.clear()
+    held[pid] = value

@@ -1,0 +1,196 @@
+"""With tokens and TLS: who may attach, capture and read; `quayscope now` and `go tool pprof` included."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import trustme
+
+from integration.collector.running_collector import RunningCollector, wait_for
+from integration.control.pods import Sidecar, burning
+from quayscope.profile import pprof
+
+TOKENS = "sidecars write s-secret\ngrafana read r-secret\nalice read,capture a-secret\n"
+
+
+class Guarded(NamedTuple):
+    """A collector that speaks TLS and asks for tokens, a pod that is attached to it, and the CA."""
+
+    collector: RunningCollector
+    ca: Path
+    directory: Path
+
+    def get(
+        self, path: str, token: str = "", method: str = "GET", body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        """Ask over TLS: status and body."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        asked = urllib.request.Request(self.collector.http + path, body, headers, method=method)
+        try:
+            with urllib.request.urlopen(
+                asked, timeout=30, context=ssl.create_default_context(cafile=self.ca)
+            ) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def now(self, *arguments: str, token: str = "a-secret") -> list[str]:
+        """A `quayscope now` command."""
+        file = self.directory / f"token-{token}"
+        file.write_text(token + "\n")
+        command = [sys.executable, "-m", "quayscope.cli.main", "now", "--collector", self.collector.http]
+        return [*command, "--token-file", str(file), "--ca-file", str(self.ca), "--no-open", *arguments]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """All of it, and a program to capture."""
+    directory = tmp_path_factory.mktemp("guarded")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    ca, certificate, key = (directory / name for name in ("ca.pem", "server.pem", "server.key"))
+    authority.cert_pem.write_to_path(ca)
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    (directory / "tokens").write_text(TOKENS)
+    (directory / "sidecar-token").write_text("s-secret\n")
+    collector = RunningCollector(
+        directory, "--tokens", str(directory / "tokens"),
+        "--tls-certificate", str(certificate), "--tls-key", str(key),
+    ).start()  # fmt: skip
+    try:
+        with burning() as (target,):
+            collector.grpc = f"127.0.0.1:{collector.grpc.rpartition(':')[2]}"
+            sidecar = Sidecar(
+                directory, "guarded-0", collector, "--postgres", "off", "--python", f"{target.pid}=worker",
+                "--control", f"https://{collector.grpc}", "--token-file", str(directory / "sidecar-token"),
+                "--ca-file", str(ca),
+            )  # fmt: skip
+            found = Guarded(collector, ca, directory)
+
+            def attached() -> bool:
+                pods = json.loads(found.get("/api/v1/targets", "r-secret")[1])["pods"]
+                return bool(pods) and pods[0]["round_trip"] and bool(pods[0]["targets"])
+
+            try:
+                wait_for(attached, 20)
+                yield found
+            finally:
+                sidecar.stop()
+    finally:
+        assert collector.stop() == 0
+
+
+def test_each_scope_opens_its_own_doors(guarded: Guarded) -> None:
+    """No token, a wrong one, one without the scope; the page and the health check are open."""
+    asked = json.dumps({"seconds": 1}).encode()
+    assert guarded.get("/api/v1/health")[0] == 200
+    assert guarded.get("/api/v1/targets")[0] == guarded.get("/api/v1/targets", "wrong")[0] == 401
+    assert guarded.get("/api/v1/targets", "s-secret")[0] == 403
+    assert guarded.get("/api/v1/captures", "r-secret", "POST", asked)[0] == 403
+    assert guarded.get("/push.v1.PusherService/Push", "r-secret", "POST", b"")[0] == 403
+    assert guarded.get("/targets/guarded-0/debug/pprof/profile?seconds=1", "r-secret")[0] == 403
+    status, body = guarded.get("/targets/guarded-0/debug/pprof/profile?seconds=1", "a-secret")
+    assert status == 200, body
+    assert pprof.decode(body).totals()[1] > 0
+    counts = json.loads(guarded.get("/api/v1/status", "r-secret")[1])
+    assert (counts["unauthenticated"], counts["forbidden"], counts["faults"]) == (2, 4, 0)
+    # The one who asked stands in the log and in the result.
+    (capture,) = json.loads(guarded.get("/api/v1/captures", "r-secret")[1])["captures"]
+    assert capture["by"] == "alice"
+    assert f"capture={capture['id']} by=alice" in (guarded.directory / "log").read_text()
+
+
+def test_now_writes_the_file_and_says_what_is_in_it(guarded: Guarded) -> None:
+    """Plain lines where there is no terminal, JSON where it is asked for; refusals with a next step."""
+    path = guarded.directory / "result.svg"
+    command = guarded.now(
+        "--pod", "guarded-0", "--seconds", "1", "--format", "svg", "--json", "-o", str(path)
+    )
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=40, env=ENVIRONMENT)
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert (said["state"], said["file"], said["by"]) == ("done", str(path), "alice")
+    assert "100%  1 of 1 processes  done" in ran.stderr
+    assert b"busy" in path.read_bytes()
+    for arguments, token, code, text in (
+        (("--service", "nobody"), "a-secret", 3, "no process of an attached pod matches"),
+        (("--pod", "guarded-0"), "r-secret", 3, "lacks the scope 'capture'"),
+    ):
+        ran = subprocess.run(
+            guarded.now(*arguments, token=token), capture_output=True, text=True, timeout=40, env=ENVIRONMENT
+        )
+        assert ran.returncode == code
+        assert text in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+def test_now_on_a_terminal_is_interrupted(guarded: Guarded) -> None:
+    """A bar is drawn, and the capture is cancelled with it."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        guarded.now("--pod", "guarded-0", "--seconds", "60"),
+        stderr=theirs,
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    os.close(theirs)
+    seen = b""
+    deadline = time.monotonic() + 20
+    while b"1 processes  running" not in seen:
+        assert time.monotonic() < deadline, seen
+        seen += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == b""
+    assert process.returncode == 130
+    os.close(ours)
+    assert b"[" + b"." * 30 + b"]" in seen
+
+    def cancelled() -> Any:
+        newest = json.loads(guarded.get("/api/v1/captures", "r-secret")[1])["captures"][0]
+        return (newest["state"], newest["cancelled_by"]) == ("cancelled", "alice")
+
+    wait_for(cancelled, 10)
+
+
+def test_a_sidecar_without_its_token_is_refused(guarded: Guarded, tmp_path: Path) -> None:
+    """It says why, goes on trying, and ends in order."""
+    sidecar = Sidecar(
+        tmp_path, "stranger-0", guarded.collector, "--postgres", "off",
+        "--control", f"https://{guarded.collector.grpc}", "--ca-file", str(guarded.ca),
+    )  # fmt: skip
+    try:
+        wait_for(lambda: "UNAUTHENTICATED: a token is needed" in sidecar.log(), 20)
+    finally:
+        sidecar.stop()
+
+
+def test_beyond_loopback_both_are_needed(tmp_path: Path) -> None:
+    """TLS without tokens, or none of them, needs a word that says so."""
+    command = [sys.executable, "-m", "quayscope.cli.main", "collector", "--listen", "0.0.0.0:0"]
+    ran = subprocess.run(
+        [*command, "--data", str(tmp_path)], capture_output=True, text=True, timeout=30, env=ENVIRONMENT
+    )
+    assert ran.returncode == 2
+    assert "without TLS and tokens" in ran.stderr
+    ran = subprocess.run(
+        [*command, "--tls-key", "x"], capture_output=True, text=True, timeout=30, env=ENVIRONMENT
+    )
+    assert ran.returncode == 2
+    assert "go together" in ran.stderr

@@ -1,0 +1,134 @@
+"""Load by pgbench whose every statement says which one it is, and when each was sent and answered.
+
+A script is one statement in a transaction of its own. pgbench logs for each transaction its client, its
+number in that client, its end and how long it took; client and number stand in the statement's comment too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["LOADS", "ROWS", "Bracket", "Pgbench", "fill", "serial"]
+
+ROWS = 20_000
+_PROGRAM = Path("/usr/lib/postgresql/15/bin/pgbench")
+_SERIAL = re.compile(r"run='(\d+)\.(\d+)'")
+# In one statement: `n` counts the client's transactions, from 1 as pgbench's log does.
+_FORM = "\\set n :n + 1\n\\set id random(1, {rows})\n/*quayscope:run=':client_id.:n'*/ {statement};\n"
+
+LOADS: dict[str, Sequence[tuple[str, int]]] = {
+    "oltp": (
+        ("SELECT name FROM hot WHERE id = :id", 4),
+        ("UPDATE hot SET kind = kind + 1 WHERE id = :id", 3),
+        ("INSERT INTO history (hot, at) VALUES (:id, now())", 2),
+        (
+            "SELECT h.name, o.name FROM hot h JOIN hot o ON o.id = h.kind WHERE h.id BETWEEN :id AND :id + 9",
+            2,
+        ),
+    ),
+    "mixed": (
+        ("SELECT name FROM hot WHERE id = :id", 20),
+        ("UPDATE hot SET kind = kind + 1 WHERE id BETWEEN :id AND :id + 30", 6),
+        ("SELECT kind % 10, count(*), max(name) FROM hot WHERE id > :id GROUP BY 1 ORDER BY 2", 6),
+        ("SELECT count(*) FROM hot a JOIN hot b ON b.id = a.kind + 1 WHERE a.name < b.name", 2),
+        ("SELECT string_agg(upper(name), ',') FROM hot WHERE id BETWEEN :id AND :id + 2000", 6),
+    ),
+    "slow": (
+        ("SELECT count(*), max(md5(g::text)) FROM generate_series(1, 200000) g WHERE g <> :id", 1),
+        ("SELECT count(*) FROM hot a JOIN hot b ON b.kind = a.kind WHERE a.name < b.name AND a.id <> :id", 3),
+        ("SELECT max(a.name || b.name) FROM hot a, hot b WHERE a.id < 30 AND b.id < 5000 AND b.id <> :id", 6),
+    ),
+}
+"""Statements and their weights: below a millisecond, from there to some tens, and tenths of a second."""
+
+_TABLES = f"""
+DROP TABLE IF EXISTS hot, history;
+CREATE TABLE hot AS SELECT g AS id, md5(g::text) AS name, (g * 7919) % 1000 AS kind
+  FROM generate_series(1, {ROWS}) g;
+CREATE UNIQUE INDEX ON hot (id);
+CREATE TABLE history (hot int, at timestamptz);
+ALTER SYSTEM SET max_parallel_workers_per_gather = 0;
+SELECT pg_reload_conf();
+ANALYZE hot;
+"""
+
+_OURS = "FROM pg_stat_activity WHERE application_name = 'pgbench'"
+_BACKENDS = f"SELECT pid {_OURS}"
+_END = f"SELECT pg_terminate_backend(pid) {_OURS}"
+
+
+class Bracket(NamedTuple):
+    """Between these moments (Unix nanoseconds) a statement was sent and answered; `script` is its place."""
+
+    sent_ns: int
+    answered_ns: int
+    script: int
+
+
+def fill(server: Any) -> None:
+    """Make the tables of the loads."""
+    with server.connect() as connection:
+        for statement in _TABLES.split(";\n"):
+            if statement.strip():
+                connection.execute(statement.encode())
+
+
+def serial(text: str) -> tuple[int, int] | None:
+    """Return the client and number that a statement's comment names."""
+    match = _SERIAL.search(text)
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+class Pgbench:
+    """pgbench on a server while entered; `brackets` afterwards, by client and number.
+
+    `seconds` bounds it in case nobody leaves.
+    """
+
+    def __init__(
+        self, server: Any, folder: Path, load: Sequence[tuple[str, int]], clients: int, seconds: int = 600
+    ) -> None:
+        self._server = server
+        self._folder = folder
+        self._command = [str(_PROGRAM), "-n", "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
+        self._command += ["-c", str(clients), "-T", str(seconds), "-D", "n=0", "-l"]
+        self._command += [f"--log-prefix={folder / 'log'}"]
+        for number, (statement, weight) in enumerate(load):
+            script = folder / f"{number}.sql"
+            script.write_text(_FORM.format(rows=ROWS, statement=statement))
+            self._command += ["-f", f"{script}@{weight}"]
+        self.brackets: dict[tuple[int, int], Bracket] = {}
+
+    def __enter__(self) -> Pgbench:
+        self._process = subprocess.Popen(
+            [*self._command, "postgres"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        return self
+
+    def backends(self) -> list[int]:
+        """The pids of its backends."""
+        with self._server.connect() as connection:
+            return [pid for (pid,) in connection.execute(_BACKENDS)]
+
+    def __exit__(self, *_: object) -> None:
+        """End its connections, and with them it: so it writes its log to the end."""
+        assert self._process.poll() is None, self._process.communicate()[1].decode()
+        with self._server.connect() as connection:
+            connection.execute(_END)
+        self._process.communicate(timeout=20)
+        for client, number, bracket in self._logged():
+            self.brackets[client, number] = bracket
+
+    def _logged(self) -> Iterator[tuple[int, int, Bracket]]:
+        for path in self._folder.glob("log.*"):
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # the last line may be cut
+                    client, number, took_us, script, seconds, us = map(int, line.split()[:6])
+                    end_ns = (seconds * 1_000_000 + us) * 1000
+                    # Each time is cut to the microsecond.
+                    yield client, number, Bracket(end_ns - took_us * 1000 - 2000, end_ns + 2000, script)
