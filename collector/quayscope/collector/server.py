@@ -19,6 +19,7 @@ from quayscope.collector.control.door import ControlDoor
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, Forbidden, ForeignRequest, Unauthenticated
 from quayscope.collector.forward import Forwarder
+from quayscope.collector.identity import TokenReviews
 from quayscope.collector.limits import MAX_DECOMPRESSED
 from quayscope.collector.query.http import query_blueprint
 from quayscope.collector.receive import Receiver
@@ -190,7 +191,8 @@ def create_app(
 class CollectorServer:
     """Opens the store, listens, and serves from threads of its own until `stop`.
 
-    `tokens` is a file as `access` describes it, `certificate` makes both doors speak TLS.
+    `tokens` is a file as `access` describes it, `reviews` knows service accounts' beside it, `certificate`
+    makes both doors speak TLS.
     Raises `CannotOpenStore`, `CannotListen`, `BadAccessFile`, and `ProfileError` for a forward address that
     is none.
     """
@@ -203,10 +205,11 @@ class CollectorServer:
         pyroscope: str = "",
         *,
         tokens: Path | None = None,
+        reviews: TokenReviews | None = None,
         certificate: Certificate | None = None,
     ) -> None:
         self.counters = Counters()
-        access = Access(tokens)
+        access = Access(tokens, reviews)
         self._forwarder = Forwarder(pyroscope, self.counters) if pyroscope else None
         with contextlib.ExitStack() as undo:
             if self._forwarder:

@@ -90,6 +90,8 @@ def pid_passer(settings: Settings, subject: Subject, mounts: Sequence[Mapping[st
 def sidecar(settings: Settings, subject: Subject) -> Object:
     """Return the sidecar; among the init containers where `settings.native`."""
     command = ["quayscope", "sidecar", "--socket", SOCKET, "--collector", settings.collector]
+    if settings.control:
+        command += ["--control", settings.control]
     command += ["--token-file", _TOKEN]
     if settings.ca_config_map:
         command += ["--ca-file", _CA]
