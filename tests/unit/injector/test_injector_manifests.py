@@ -26,7 +26,9 @@ MADE_BY_HAND = {"quayscope-tokens", "pyroscope-bucket"}
 @functools.cache
 def built(overlay: str) -> list[dict[str, Any]]:
     """What kubectl makes of an overlay."""
-    assert shutil.which("kubectl"), "no kubectl on PATH; next: apt-get install kubernetes-client"
+    assert shutil.which("kubectl"), (
+        "no kubectl of 1.27 or newer on PATH; next: https://kubernetes.io/docs/tasks/tools"
+    )
     done = subprocess.run(
         ["kubectl", "kustomize", str(KUSTOMIZE / "overlays" / overlay)], capture_output=True, text=True
     )
