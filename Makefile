@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent verify-sidecar verify-postgres verify-deploy bench bench-agent bench-sidecar screenshot
+.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent verify-sidecar verify-postgres verify-deploy bench bench-agent bench-sidecar bench-postgres screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,9 +70,12 @@ bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make 
 bench-sidecar: $(VENV)/.dev ## what the native sampler costs and is worth, beside perf: make bench-sidecar ARGS="--parts steady,perf"
 	PYTHONPATH=tests $(BIN)/python -m bench.sidecar $(ARGS)
 
+bench-postgres: $(VENV)/.dev ## what reading a database costs and how much of it is proven: make bench-postgres ARGS="--seconds 10"
+	PYTHONPATH=tests $(BIN)/python -m bench.postgres $(ARGS)
+
 # A missed bound (exit code 1) is a result too: the document says so.
 bench: $(VENV)/.dev ## every benchmark, and docs/benchmarks.md from its figures
-	@status=0; for part in agent sidecar; do \
+	@status=0; for part in agent sidecar postgres; do \
 	  PYTHONPATH=tests $(BIN)/python -m bench.$$part $(ARGS); code=$$?; [ $$code -le $$status ] || status=$$code; done; \
 	  [ $$status -gt 1 ] || PYTHONPATH=tests $(BIN)/python -m bench.refresh || status=3; exit $$status
 
