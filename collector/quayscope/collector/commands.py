@@ -14,6 +14,7 @@ import click
 from quayscope.collector.access import Certificate
 from quayscope.collector.control.triggers import read_rule
 from quayscope.collector.errors import BadRequest, CannotListen, StoreUnavailable
+from quayscope.collector.identity import TokenReviews
 from quayscope.collector.server import Address, CollectorServer
 
 __all__ = ["collector"]
@@ -83,6 +84,13 @@ def _data_home() -> Path:
     help="Who may do what, a line each: NAME SCOPES TOKEN (docs/now.md). Without it: everybody.",
 )
 @click.option(
+    "--token-audience",
+    default="",
+    envvar="QUAYSCOPE_TOKEN_AUDIENCE",
+    show_envvar=True,
+    help="Beside --tokens: pods may write with a service account's token for this audience (docs/deploy.md).",
+)
+@click.option(
     "--tls-certificate",
     type=click.Path(dir_okay=False, path_type=Path),
     default=None,
@@ -118,6 +126,7 @@ def collector(
     pyroscope: str,
     ready_file: Path | None,
     tokens: Path | None,
+    token_audience: str,
     tls_certificate: Path | None,
     tls_key: Path | None,
     triggers: tuple[str, ...],
@@ -140,11 +149,21 @@ def collector(
                 next_step="listen on 127.0.0.1, add --tls-certificate, --tls-key and --tokens, or --insecure",
                 exit_code=2,
             )
+    if token_audience and tokens is None:
+        raise click.UsageError("--token-audience goes with --tokens: without that everybody may everything")
+    reviews = TokenReviews(token_audience) if token_audience else None
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     server = CollectorServer(
-        http, grpc, data or _data_home(), pyroscope, tokens=tokens, certificate=certificate, triggers=rules
+        http,
+        grpc,
+        data or _data_home(),
+        pyroscope,
+        tokens=tokens,
+        reviews=reviews,
+        certificate=certificate,
+        triggers=rules,
     )
     server.start()
     if ready_file:

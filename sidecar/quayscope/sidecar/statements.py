@@ -6,6 +6,7 @@ of the request that sent it.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple, Protocol
 
 from quayscope.profile import Frame
@@ -22,13 +23,17 @@ class StatementSource(Protocol):
 
 
 class Described(NamedTuple):
-    """A statement as a sample shows it: its frame, and the request that it serves as the comment says."""
+    """A statement as a sample shows it: its frame, and the request that it serves as the comment says.
+
+    `span_id` is the database client's span, where a `traceparent` names it.
+    """
 
     frame: Frame | None = None
     endpoint: str = ""
     run: str = ""
     phase: str = ""
     trace_id: str = ""
+    span_id: str = ""
 
     @property
     def has_request(self) -> bool:
@@ -37,6 +42,7 @@ class Described(NamedTuple):
 
 
 NO_STATEMENT = Described()
+_TRACEPARENT = "traceparent='"
 LONGEST_DESCRIBED = 16_384
 """What of a statement is normalised, in characters: a bulk insert's head says what it is (5 ms at most)."""
 
@@ -48,13 +54,23 @@ def describe(text: str | None) -> Described:
     front, body = _split(text[:LONGEST_DESCRIBED])
     statement = normalize(body)
     comment = {**statement.comment, **normalize(front).comment} if front else statement.comment
+    trace_id = comment.get("trace", "")
     return Described(
         frame=Frame(statement.text, kind="sql") if statement.text else None,
         endpoint=comment.get("route", ""),
         run=comment.get("run", ""),
         phase=comment.get("phase", ""),
-        trace_id=comment.get("trace", ""),
+        trace_id=trace_id,
+        span_id=_span(text, trace_id),
     )
+
+
+def _span(text: str, trace_id: str) -> str:
+    """Return the span of the trace that the normaliser has read out of a comment."""
+    if not trace_id or _TRACEPARENT not in text:
+        return ""
+    match = re.search(rf"{_TRACEPARENT}[0-9a-f]{{2}}-{trace_id}-([0-9a-f]{{16}})-[0-9a-f]{{2}}'", text)
+    return match[1] if match is not None else ""
 
 
 def _split(text: str) -> tuple[str, str]:

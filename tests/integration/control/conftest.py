@@ -35,7 +35,7 @@ def attached_collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 
 @pytest.fixture(scope="module")
-def stack(attached_collector: RunningCollector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(attached_collector: RunningCollector) -> Iterator[Stack]:
     """The whole stack, attached."""
     # Postgres runs as another user when we are root, and must reach its files.
     with made_open("stack") as directory, DemoPostgres(directory / "server") as postgres:

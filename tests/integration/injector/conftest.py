@@ -126,6 +126,7 @@ class Pods:
         given = {
             **SETTINGS,
             "collector": f"http://127.0.0.1:{COLLECTOR_PORT}",
+            "control": "",
             "insecure": True,
             "ca_config_map": "",
             "uids": {"quay-app": NOBODY, "quay-database": NOBODY},

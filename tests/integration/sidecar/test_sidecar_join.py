@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from plain_user import NOBODY
 from postgres.joined import compare, joining
 from postgres.pgbench import LOADS, Pgbench, fill
+from quayscope.sidecar import procfs
 
 _RIGHT = 0.995
 _AT_LEAST = {"oltp": 0.80, "mixed": 0.95, "slow": 0.95}
@@ -73,3 +79,54 @@ def test_at_normal_priority_less_is_proven_and_as_right(
     assert found.sampling.realtime is refused
     assert outcome.right > 20
     assert outcome.right_share >= _RIGHT
+
+
+class _Nested:
+    """A server in a pid namespace of its own, as in a pod: it knows its processes by other pids."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def __enter__(self) -> Any:
+        server = self._server
+        command = [server.binaries / "bin" / "postgres", "-D", server.data, "-p", str(server.port)]
+        command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        with (server.directory / "log").open("ab") as log:
+            self._unshare = subprocess.Popen(
+                ["unshare", "--pid", "--fork", "--kill-child", *user, *command],
+                cwd=server.directory,
+                stdout=log,
+                stderr=log,
+            )
+        return server
+
+    def postmaster(self) -> int:
+        """Our pid of it."""
+        (pid,) = procfs.children(self._unshare.pid)
+        return pid
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self.postmaster(), signal.SIGINT)
+        self._unshare.wait(20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a pid namespace")
+def test_pids_of_another_namespace(
+    make_server: Callable[..., Any], tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    """A server that knows its processes by other pids than we do: its samples get their statements too."""
+    server = make_server("15")
+    fill(server)
+    server.stop()
+    nested = _Nested(server)
+    with nested:
+        until(server._answers, 20.0)
+        seen = SimpleNamespace(pid=nested.postmaster())
+        with joining(seen) as found, Pgbench(server, tmp_path, LOADS["mixed"], 2) as client:
+            until(lambda: len(found.samples) >= 200, 30.0)
+    outcome = compare(found.samples, client.brackets)
+    print(outcome)
+    assert outcome.right > 50
+    assert outcome.right_share >= _RIGHT
+    assert outcome.proven_share > 0.5

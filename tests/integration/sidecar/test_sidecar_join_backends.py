@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -193,11 +194,29 @@ def test_connections_that_are_new_each_time(server: Any, until: Callable[..., An
     assert unproven < 0.5 * len(backends)
 
 
+def test_notes_are_bounded(server: Any, until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room for a text, the sample counts as unproven, and that it was so."""
+    monkeypatch.setattr("quayscope.sidecar.postgres.sampling._MAX_HELD", 1000)
+    connection = server.connect()
+    statement = f"{_SPIN.format(20_000)} /* {'x' * 600} */".encode()
+    with joining(server) as found, _looping(connection, lambda: connection.execute(statement)):
+        until(lambda: found.sampling.unnoted > 50, 30.0)
+        until(lambda: found.samples, 10.0)
+    unproven = sum(profile.losses.unproven for profile in found.profiles)
+    assert unproven >= found.sampling.unnoted > 50
+
+
+def _mapped() -> int:
+    """How many segments of servers are mapped here."""
+    return Path("/proc/self/maps").read_text().count("/dev/zero (deleted)")
+
+
 def test_crashes_prove_nothing_wrong(
     make_server: Callable[..., Any], until: Callable[..., Any], full: bool
 ) -> None:
     """Through kills, recoveries and restarts no backend gets another's statement; all are seen again."""
     server = make_server("15")
+    mapped = _mapped()
     profiles: list[Profile] = []
     database = Database(
         DatabaseOptions(str(server.pid), "", "db", {}, 499, 1),
@@ -233,6 +252,7 @@ def test_crashes_prove_nothing_wrong(
 
             with _looping(connection, step):
                 until(functools.partial(is_shown, pid), 30.0)
+                until(lambda: _mapped() == mapped + 1)
                 with server.connect() as victim:
                     os.kill(victim.info.backend_pid, signal.SIGKILL)
                     until(functools.partial(getattr, connection, "closed"), 20.0)
@@ -240,4 +260,5 @@ def test_crashes_prove_nothing_wrong(
     finally:
         database.close()
     assert database.counts()["faults"] == 0
+    assert _mapped() == mapped
     server.stop()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from quayscope.sidecar.postgres.join import Clock, Verdict, judge
+from quayscope.sidecar.postgres.running import Noted, Ran, Running
 from quayscope.sidecar.postgres.slots import BACKGROUND_WORKER, Glance
-from quayscope.sidecar.targets import CLIENT_BACKEND
+from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 
 _US = 1000
 _AT = 1_700_000_000_000_000_000
@@ -68,3 +73,42 @@ def test_clock() -> None:
     assert other._replace(offset_ns=other.offset_ns - 50_000_000).was_set_since(one)
     assert other._replace(offset_ns=other.offset_ns + 50_000_000).was_set_since(one)
     assert one.error_ns >= 0
+
+
+def _settled(running: Running, seen: Glance | None, text: str | None = None) -> Ran:
+    """What a sample taken a millisecond before a look gets, whose slot showed this."""
+    reader: Any = SimpleNamespace(glance=lambda _: seen)
+    peek: Any = object()
+    now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
+    noted = Noted(unix_ns, Ran(None, CLIENT_BACKEND, False, 7), reader, peek, text)
+    return running.settle(noted, now_ns - 1_000_000)
+
+
+def _begun(ago_ns: int) -> Glance:
+    start_ns = time.time_ns() - ago_ns
+    return Glance(CLIENT_BACKEND, "active", start_ns, start_ns, b"SELECT 1", False)
+
+
+def test_what_a_sample_gets() -> None:
+    """A proven statement's text, whole where it was read whole; nothing, and unproven, of another's slot."""
+    running = Running(Postmaster(1, 0, ""), None)
+    assert _settled(running, _begun(5_000_000)) == Ran("SELECT 1", CLIENT_BACKEND, False, 7)
+    assert _settled(running, _begun(5_000_000), "SELECT 12") == Ran("SELECT 12", CLIENT_BACKEND, False, 7)
+    assert _settled(running, _begun(10_000)) == Ran(None, CLIENT_BACKEND, True, 7)
+    assert _settled(running, None) == Ran(None, CLIENT_BACKEND, True, 7)
+
+
+def test_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was noted while the clock was set is unproven; what comes after is judged by the new time."""
+    running = Running(Postmaster(1, 0, ""), None)
+    running.measure()
+    assert not _settled(running, _begun(5_000_000)).unproven
+    clock = Clock.read()
+    monkeypatch.setattr(Clock, "read", lambda: clock._replace(offset_ns=clock.offset_ns + 3_600_000_000_000))
+    running.measure()
+    assert _settled(running, _begun(5_000_000)).unproven
+    monkeypatch.setattr(Clock, "read", lambda: clock)
+    running.measure()
+    assert _settled(running, _begun(5_000_000)).unproven
+    running.measure()
+    assert not _settled(running, _begun(5_000_000)).unproven

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quayscope.profile.statement import normalize
+from quayscope.sidecar.postgres.naming import Namer
 from quayscope.sidecar.statements import LONGEST_DESCRIBED, NO_STATEMENT, describe
 from sql_comment import encode_comment
 
@@ -62,3 +63,16 @@ def test_bulk_insert_is_bounded() -> None:
     assert described.frame is not None
     assert described.frame.function.startswith("insert into t values")
     assert len(described.frame.function) < 200
+
+
+def test_a_span_goes_with_its_own_trace() -> None:
+    """The span of a traceparent is shown where that trace is; ours, of another trace, comes without one."""
+    span = "b7ad6b7169203331"
+    sql = f"SELECT 1 /*route='%2Ftags',traceparent='00-{_TRACE}-{span}-01'*/"
+    assert (describe(sql).trace_id, describe(sql).span_id) == (_TRACE, span)
+    ours = describe(encode_comment(trace="ab" * 16) + sql)
+    assert (ours.trace_id, ours.span_id) == ("ab" * 16, "")
+    named = Namer().describe(encode_comment(trace="ab" * 16) + sql)
+    assert (named.trace_id, named.span_id) == ("ab" * 16, "")
+    assert Namer().describe(sql).span_id == span
+    assert describe(f"SELECT $$traceparent='00-{_TRACE}-{span}-01'$$").span_id == ""

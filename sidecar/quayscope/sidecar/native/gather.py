@@ -34,7 +34,7 @@ class Key(NamedTuple):
     space: AddressSpace | None
     user: tuple[int, ...]
     complete: bool
-    unproven: bool
+    unproven: bool = False
 
 
 class Weight:

@@ -77,6 +77,7 @@ class Publisher:
             described.phase,
             key.pid,
             trace_id=described.trace_id,
+            span_id=described.span_id,
         )
         tracked.truncated += losses.truncated
         tracked.windows.add(PROCESS_CPU, key.role, stack, attributes, (weight.count, weight.cpu_ns), losses)

@@ -60,7 +60,13 @@ class ActivityCpu:
         if described.frame is not None:
             frames.append(described.frame)
         attributes = Attributes(
-            slot, described.endpoint, described.run, described.phase, backend.pid, trace_id=described.trace_id
+            slot,
+            described.endpoint,
+            described.run,
+            described.phase,
+            backend.pid,
+            described.span_id,
+            described.trace_id,
         )
         losses = Losses(
             unproven=int(described.frame is not None), unattributed=int(not described.has_request)

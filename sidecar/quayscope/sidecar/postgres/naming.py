@@ -73,6 +73,7 @@ class Namer:
             run=request.run or found.run,
             phase=request.phase or found.phase,
             trace_id=request.trace_id or found.trace_id,
+            span_id=request.span_id if request.trace_id else found.span_id,
         )
 
 

@@ -238,6 +238,7 @@ class SessionTime:
                 described.phase,
                 pid,
                 trace_id=described.trace_id,
+                span_id=described.span_id,
             )
             lost = unattributed.pop((role, slot_ns), 0)
             losses = Losses(unattributed=lost) if lost else None

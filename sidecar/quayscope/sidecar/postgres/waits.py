@@ -50,7 +50,13 @@ class Waits:
             frames.append(described.frame)
         frames.append(Frame(f"{backend.wait_type}:{backend.wait}", kind="wait"))
         attributes = Attributes(
-            slot, described.endpoint, described.run, described.phase, backend.pid, trace_id=described.trace_id
+            slot,
+            described.endpoint,
+            described.run,
+            described.phase,
+            backend.pid,
+            described.span_id,
+            described.trace_id,
         )
         # The statement and the wait come from one row that the backend wrote without a lock.
         losses = Losses(
