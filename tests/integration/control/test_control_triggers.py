@@ -7,9 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from integration.collector.running_collector import RunningCollector, cpu_profile, wait_for
 from integration.control.test_control_access import ENVIRONMENT
 from integration.control.test_control_stream import FakeSidecar
+from quayscope.collector.control.triggers import read_rule
+from quayscope.collector.errors import BadRequest
 from quayscope.profile import pprof
 from quayscope.profile.control import (
     Answer,
@@ -72,9 +76,11 @@ def test_a_slow_endpoint_begins_a_capture(tmp_path: Path) -> None:
 
 def test_a_trigger_that_is_none() -> None:
     """Is refused with the names there are."""
-    for text in ("p98=3", "p99", "p99=fast", "p99=-1"):
-        ran = subprocess.run(
-            [sys.executable, "-m", "quayscope.cli.main", "collector", "--trigger", text],
-            capture_output=True, text=True, timeout=30, env=ENVIRONMENT,
-        )  # fmt: skip
-        assert (ran.returncode, "p99, errors, throttled, sessions, hub" in ran.stderr) == (2, True)
+    for text in ("p98=3", "p99", "p99=fast", "p99=-1", "p99=nan"):
+        with pytest.raises(BadRequest):
+            read_rule(text)
+    ran = subprocess.run(
+        [sys.executable, "-m", "quayscope.cli.main", "collector", "--trigger", "p98=3"],
+        capture_output=True, text=True, timeout=30, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert (ran.returncode, "p99, errors, throttled, sessions, hub" in ran.stderr) == (2, True)
