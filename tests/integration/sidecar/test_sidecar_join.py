@@ -18,6 +18,7 @@ from postgres.pgbench import LOADS, Pgbench, fill
 from quayscope.sidecar import procfs
 
 _RIGHT = 0.995
+_FIRST = 200
 _AT_LEAST = {"oltp": 0.80, "mixed": 0.95, "slow": 0.95}
 _MAJORS = {"oltp": ("15", "18"), "mixed": ("15",), "slow": ("15",)}
 _ALL = ("13", "15", "18")
@@ -53,8 +54,10 @@ def test_proven_statements_are_right(
     wanted = 20_000 if full else 500
     server = filled(major)
     with joining(server) as found, Pgbench(server, tmp_path, LOADS[load], 2) as client:
-        until(lambda: len(found.samples) >= wanted, wanted / 20)
-    outcome = compare(found.samples, client.brackets)
+        # Reading the unwind tables of a program that is new to it keeps the interpreter busy at first.
+        until(lambda: len(found.samples) >= _FIRST, 30.0)
+        until(lambda: len(found.samples) >= _FIRST + wanted, wanted / 20)
+    outcome = compare(found.samples[_FIRST:], client.brackets)
     print(f"{major}, {load}: {outcome}")
     assert found.sampling.realtime is None
     assert outcome.right > 100

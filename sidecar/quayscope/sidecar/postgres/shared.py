@@ -39,6 +39,7 @@ SHARED_MEMORY = "postgres_shared_memory"
 _CHUNK = 64 * COUNTER_AND_PID.size
 _ATTEMPTS = 3
 _CHECK_S = 1.0
+_SEEK_AGAIN_S = 0.01
 _SUSPICIOUS_S = 10.0
 """How long after a sign of trouble each sweep makes sure that the memory is still the server's."""
 _MAP_REMEDY = "the capability CHECKPOINT_RESTORE in the container's securityContext (its process as uid 0)"
@@ -90,7 +91,7 @@ class SharedReader:
         self._procs: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
         self._places: dict[int, tuple[int, int]] = {}
-        self._sought: dict[int, tuple[int, int] | None] = {}
+        self._sought: dict[int, tuple[tuple[int, int] | None, float]] = {}
         self._applications: dict[int, bytes] = {}
         self._proc_of_pid: dict[int, int] = {}
         self._watched: list[int] = []
@@ -136,8 +137,8 @@ class SharedReader:
         """Read the slot of a process (by our pid) right now; None when it has none.
 
         For the sampler's wake-up, on its thread: microseconds where the memory is mapped, else a system call
-        a try. A process that no sweep has seen yet is looked for once. Raises `Torn` when the slot is being
-        written at each of three looks.
+        a try. A process that no sweep has seen yet is looked for, each ten milliseconds. Raises `Torn` when
+        the slot is being written at each of three looks.
         """
         place = self._places.get(pid)
         try:
@@ -180,11 +181,13 @@ class SharedReader:
         return (self._pids.resolve(leader) or 0) if leader else 0
 
     def _seek(self, pid: int) -> tuple[int, int] | None:
-        if pid in self._sought:
-            return self._sought.get(pid)
-        own = self._pids.own(pid)
-        number = self._memory.find(own)
-        place = self._sought[pid] = None if number is None else (number, own)
+        now = time.monotonic()
+        place, sought_at = self._sought.get(pid, (None, 0.0))
+        if place is None and now - sought_at >= _SEEK_AGAIN_S:
+            own = self._pids.own(pid)
+            number = self._memory.find(own)
+            place = None if number is None else (number, own)
+            self._sought[pid] = place, now
         return place
 
     def look(self, server_pid: int) -> Slot | None:
