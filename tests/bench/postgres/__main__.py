@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from bench.postgres.parts import PARTS, Given
+from bench.postgres.parts import JOINS, PARTS, QUICK_JOINS, Given
 from bench.postgres.report import missed, surroundings, table
 from integration.sidecar.conftest import Server
 from plain_user import NOBODY
@@ -96,7 +96,13 @@ def _run(parts: list[str], seconds: float, pairs: int, *, quick: bool) -> dict[s
                 server.stop()
 
         given = Given(
-            start, folder, 2.0 if quick else seconds, 1 if quick else pairs, 1.0 if quick else 5.0, say
+            start,
+            folder,
+            QUICK_JOINS if quick else JOINS,
+            2.0 if quick else seconds,
+            1 if quick else pairs,
+            1.0 if quick else 5.0,
+            say,
         )
         for part in parts:
             figures.update(PARTS[part](given))

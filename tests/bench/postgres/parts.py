@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +18,26 @@ from integration.sidecar.conftest import Server
 from postgres.pgbench import LOADS, Bracket, Pgbench, fill
 from quayscope.sidecar import procfs
 
-__all__ = ["PARTS", "Given"]
+__all__ = ["JOINS", "PARTS", "QUICK_JOINS", "Given"]
 
 Figures = dict[str, object]
 SIZES = (16, 64, 200, 500)
+QUICK_JOINS: Sequence[tuple[str, Sequence[str]]] = (("mixed", ()),)
+JOINS: Sequence[tuple[str, Sequence[str]]] = (*((load, ()) for load in LOADS), ("oltp", ("--normal",)))
+_ROUNDS = 3
 ROUTES = {"mmap": "mapped", "readv": "read"}
 _SLEEP = b"SELECT pg_sleep(36000) /* as long as nobody ends it, which is what a session does that waits */"
 
 
 class Given(NamedTuple):
-    """What the parts work with: a way to start servers, a folder, how long, how often."""
+    """What the parts work with: a way to start servers, a folder, how long, how often.
+
+    `joins` are the loads to sample, each with the runner's options.
+    """
 
     start: Callable[..., contextlib.AbstractContextManager[Server]]
     folder: Path
+    joins: Sequence[tuple[str, Sequence[str]]]
     seconds: float
     pairs: int
     pair_seconds: float
@@ -86,7 +93,7 @@ def sleeping(server: Server, count: int) -> Iterator[list[int]]:
 
 
 def sweeps(given: Given) -> Figures:
-    """Sweeps of all backends at 99 Hz, by both routes, their waking included."""
+    """Sweeps of all backends at 99 Hz, by both routes, their waking included: medians of three rounds."""
     figures: Figures = {}
     with given.start("max_connections=600") as server:
         for size in SIZES:
@@ -102,7 +109,10 @@ def sweeps(given: Given) -> Figures:
 def _swept(given: Given, server: Server, what: str) -> dict[str, float]:
     found = {}
     for name, route in ROUTES.items():
-        share = measured("sweep", server.pid, given.seconds, "--route", route)["core_share"]
+        share = statistics.median(
+            measured("sweep", server.pid, given.seconds / _ROUNDS, "--route", route)["core_share"]
+            for _ in range(_ROUNDS)
+        )
         found[f"core_share_{what}_{name}"] = share
         given.say(f"{what} backends, {name}: {share:.2%} of a core")
     return found
@@ -135,7 +145,7 @@ def join(given: Given) -> Figures:
     right = wrong = 0
     with given.start() as server:
         fill(server)
-        for load, options in (*((load, ()) for load in LOADS), ("oltp", ("--normal",))):
+        for load, options in given.joins:
             name = f"{load}_normal" if options else load
             folder = given.folder / f"join-{name}"
             folder.mkdir()

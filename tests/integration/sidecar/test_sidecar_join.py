@@ -18,7 +18,7 @@ from postgres.pgbench import LOADS, Pgbench, fill
 from quayscope.sidecar import procfs
 
 _RIGHT = 0.995
-_FIRST = 200
+_FIRST = 100
 _AT_LEAST = {"oltp": 0.80, "mixed": 0.95, "slow": 0.95}
 _MAJORS = {"oltp": ("15", "18"), "mixed": ("15",), "slow": ("15",)}
 _ALL = ("13", "15", "18")
@@ -51,12 +51,12 @@ def test_proven_statements_are_right(
     """Of what is called proven hardly anything is wrong, and most is proven, at real-time priority."""
     if not full and major not in _MAJORS[load]:
         pytest.skip("every load on every major: at full size")
-    wanted = 20_000 if full else 500
+    wanted = 20_000 if full else 400
     server = filled(major)
-    with joining(server) as found, Pgbench(server, tmp_path, LOADS[load], 2) as client:
+    with joining(server, hz=199) as found, Pgbench(server, tmp_path, LOADS[load], 2) as client:
         # Reading the unwind tables of a program that is new to it keeps the interpreter busy at first.
         until(lambda: len(found.samples) >= _FIRST, 30.0)
-        until(lambda: len(found.samples) >= _FIRST + wanted, wanted / 20)
+        until(lambda: len(found.samples) >= _FIRST + wanted, wanted / 10)
     outcome = compare(found.samples[_FIRST:], client.brackets)
     print(f"{major}, {load}: {outcome}")
     assert found.sampling.realtime is None
