@@ -124,7 +124,7 @@ def test_now_writes_the_file_and_says_what_is_in_it(guarded: Guarded) -> None:
     """Plain lines where there is no terminal, JSON where it is asked for; refusals with a next step."""
     path = guarded.directory / "result.svg"
     command = guarded.now(
-        "--pod", "guarded-0", "--seconds", "1", "--format", "svg", "--json", "-o", str(path)
+        "--pod", "guarded-0", "--seconds", "3", "--format", "svg", "--json", "-o", str(path)
     )
     ran = subprocess.run(command, capture_output=True, text=True, timeout=40, env=ENVIRONMENT)
     assert ran.returncode == 0, ran.stderr

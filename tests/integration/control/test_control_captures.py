@@ -137,7 +137,7 @@ def test_twenty_callers_at_once(stack: Stack) -> None:
         assert 40 <= int(headers["retry-after"]) <= 64
         assert answer["next_step"].startswith("come again in")
     last = max(one["start"] for one in taken)
-    time.sleep(max(0.0, last + 1.5 - time.time()))
+    time.sleep(max(0.0, last + 4.0 - time.time()))
     for one in taken:
         assert stack.collector.request("DELETE", f"/api/v1/captures/{one['id']}")[0] == 204
     shown = [wait_over(stack.collector, one["id"]) for one in taken]
@@ -145,7 +145,7 @@ def test_twenty_callers_at_once(stack: Stack) -> None:
     # Those that began in one second saw the same samples, up to when they were cancelled.
     cpu: dict[float, list[int]] = {}
     for one in shown:
-        cpu.setdefault(one["start"], []).append(one["types"]["process_cpu"][1])
+        cpu.setdefault(one["start"], []).append(one["types"].get("process_cpu", (0, 0))[1])
     for sums in cpu.values():
         assert min(sums) > 0
         assert max(sums) - min(sums) <= 0.5 * max(sums), cpu
