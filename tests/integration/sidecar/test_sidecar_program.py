@@ -108,7 +108,9 @@ def test_cpu_samples_with_statements(
         for a in sample_attributes
     )
     assert all(profile.losses.lost == 0 for profile in measured)
-    assert sum(profile.losses.unproven for profile in measured) > 0
+    # Statements of some ten milliseconds: most samples get theirs for certain, whatever the priority.
+    taken = sum(count for profile in measured for count, _ in profile.samples.values())
+    assert sum(profile.losses.unproven for profile in measured) < 0.5 * taken
     assert {profile.labels["service_name"] for profile in measured} == {"quay-database"}
     assert "client backend" in {profile.labels["role"] for profile in measured}
     kinds = {frame.kind for profile in measured for stack, _ in profile.samples for frame in stack}
