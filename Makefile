@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent verify-sidecar bench bench-agent bench-sidecar screenshot
+.PHONY: help demo test lint format install interpreters clean verify-flow verify-agent verify-sidecar verify-postgres verify-deploy bench bench-agent bench-sidecar bench-postgres screenshot
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,15 +58,24 @@ verify-agent: $(VENV)/.dev interpreters ## the agent's promises at full size, wi
 verify-sidecar: $(VENV)/.dev ## the sidecar's promises at full size, with figures (an hour and a half: fuzzers, soak)
 	$(BIN)/python -m pytest tests/fuzz tests/integration/sidecar --full -s $(ARGS)
 
+verify-postgres: $(VENV)/.dev ## what is said of databases, at full size, with figures, on Postgres 13 to 18
+	$(BIN)/python -m pytest tests/unit/profile tests/integration/sidecar -k "sessions or join or statistics or locks or statement" --full -s $(ARGS)
+
+verify-deploy: $(VENV)/.dev ## captures, the injector, images and manifests at full size, with figures
+	$(BIN)/python -m pytest tests/integration/control tests/integration/injector tests/unit/injector --full -s $(ARGS)
+
 bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--rounds 5"
 	PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS)
 
 bench-sidecar: $(VENV)/.dev ## what the native sampler costs and is worth, beside perf: make bench-sidecar ARGS="--parts steady,perf"
 	PYTHONPATH=tests $(BIN)/python -m bench.sidecar $(ARGS)
 
+bench-postgres: $(VENV)/.dev ## what reading a database costs and how much of it is proven: make bench-postgres ARGS="--seconds 10"
+	PYTHONPATH=tests $(BIN)/python -m bench.postgres $(ARGS)
+
 # A missed bound (exit code 1) is a result too: the document says so.
 bench: $(VENV)/.dev ## every benchmark, and docs/benchmarks.md from its figures
-	@status=0; for part in agent sidecar; do \
+	@status=0; for part in agent sidecar postgres; do \
 	  PYTHONPATH=tests $(BIN)/python -m bench.$$part $(ARGS); code=$$?; [ $$code -le $$status ] || status=$$code; done; \
 	  [ $$status -gt 1 ] || PYTHONPATH=tests $(BIN)/python -m bench.refresh || status=3; exit $$status
 

@@ -20,6 +20,7 @@ _CONFINED = {
 }
 SETTINGS: dict[str, Any] = {
     "collector": "https://quayscope-collector.quayscope.svc:4040",
+    "control": "https://quayscope-collector.quayscope.svc:4317",
     "agent_image": "registry.example/quayscope-agent:0.1.0",
     "sidecar_image": "registry.example/quayscope-sidecar:0.1.0",
     "ca_config_map": "openshift-service-ca.crt",

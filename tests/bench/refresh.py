@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.agent import report as agent
+from bench.postgres import report as postgres
 from bench.sidecar import report as sidecar
 
 __all__ = ["refresh"]
@@ -20,6 +21,7 @@ __all__ = ["refresh"]
 TABLES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "agent": agent.table,
     "sidecar": sidecar.table,
+    "postgres": postgres.table,
 }
 
 

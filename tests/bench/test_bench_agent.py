@@ -63,12 +63,12 @@ def test_the_stock_tools_are_measured(checkout: Path, tmp_path: Path) -> None:
     assert 0 < found["pyspy_core_share"] < 1
 
 
-def test_an_interrupted_run_leaves_nothing_behind(checkout: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_nothing_behind(checkout: Path, tmp_path: Path, open_folder: Path) -> None:
     """Ctrl-C under load: the servers, the database and the files are gone, and no figures are written."""
     output = tmp_path / "agent.json"
     process = subprocess.Popen(
         [*BENCH, "--parts=agent", f"--output={output}"],
-        env={**os.environ, "PYTHONPATH": str(checkout / "tests"), "TMPDIR": str(passable(tmp_path))},
+        env={**os.environ, "PYTHONPATH": str(checkout / "tests"), "TMPDIR": str(open_folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -81,7 +81,7 @@ def test_an_interrupted_run_leaves_nothing_behind(checkout: Path, tmp_path: Path
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130, said
         until(lambda: not [pid for pid in started if command_of(pid) == started[pid]], "all have ended")
-        assert not list((tmp_path / "spare").iterdir())
+        assert not list(open_folder.iterdir())
         assert not output.exists()
     finally:
         for pid, command in started.items():
@@ -89,16 +89,6 @@ def test_an_interrupted_run_leaves_nothing_behind(checkout: Path, tmp_path: Path
                 os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
-
-
-def passable(folder: Path) -> Path:
-    """Return a folder that the user Postgres runs as may pass through."""
-    for parent in [folder, *folder.parents][:3]:
-        if parent.stat().st_uid == os.geteuid() and parent.name != "tmp":
-            parent.chmod(0o711)
-    spare = folder / "spare"
-    spare.mkdir(mode=0o711)
-    return spare
 
 
 def descendants_of(pid: int) -> dict[int, bytes]:

@@ -12,7 +12,9 @@ from pathlib import Path
 import click
 
 from quayscope.collector.access import Certificate
-from quayscope.collector.errors import CannotListen, StoreUnavailable
+from quayscope.collector.control.triggers import read_rule
+from quayscope.collector.errors import BadRequest, CannotListen, StoreUnavailable
+from quayscope.collector.identity import TokenReviews
 from quayscope.collector.server import Address, CollectorServer
 
 __all__ = ["collector"]
@@ -82,6 +84,13 @@ def _data_home() -> Path:
     help="Who may do what, a line each: NAME SCOPES TOKEN (docs/now.md). Without it: everybody.",
 )
 @click.option(
+    "--token-audience",
+    default="",
+    envvar="QUAYSCOPE_TOKEN_AUDIENCE",
+    show_envvar=True,
+    help="Beside --tokens: pods may write with a service account's token for this audience (docs/deploy.md).",
+)
+@click.option(
     "--tls-certificate",
     type=click.Path(dir_okay=False, path_type=Path),
     default=None,
@@ -98,6 +107,14 @@ def _data_home() -> Path:
     help="PEM of its key.",
 )
 @click.option(
+    "--trigger",
+    "triggers",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    help="Capture everything when a measurement crosses this: p99, errors, throttled, sessions or hub "
+    "(docs/now.md). Repeatable.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     help="Allow listening beyond loopback without TLS and tokens: whoever reaches the port reads and writes.",
@@ -109,12 +126,18 @@ def collector(
     pyroscope: str,
     ready_file: Path | None,
     tokens: Path | None,
+    token_audience: str,
     tls_certificate: Path | None,
     tls_key: Path | None,
+    triggers: tuple[str, ...],
     insecure: bool,
 ) -> None:
     """Receive profiles, spans and metrics, keep them, answer questions about them and show them."""
     http, grpc = Address(listen), Address(grpc_listen)
+    try:
+        rules = [read_rule(text) for text in triggers]
+    except BadRequest as error:
+        raise click.UsageError(f"{error}: {error.next_step}") from error
     if (tls_certificate is None) != (tls_key is None):
         raise click.UsageError("--tls-certificate and --tls-key go together")
     certificate = Certificate(tls_certificate, tls_key) if tls_certificate and tls_key else None
@@ -126,11 +149,21 @@ def collector(
                 next_step="listen on 127.0.0.1, add --tls-certificate, --tls-key and --tokens, or --insecure",
                 exit_code=2,
             )
+    if token_audience and tokens is None:
+        raise click.UsageError("--token-audience goes with --tokens: without that everybody may everything")
+    reviews = TokenReviews(token_audience) if token_audience else None
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     server = CollectorServer(
-        http, grpc, data or _data_home(), pyroscope, tokens=tokens, certificate=certificate
+        http,
+        grpc,
+        data or _data_home(),
+        pyroscope,
+        tokens=tokens,
+        reviews=reviews,
+        certificate=certificate,
+        triggers=rules,
     )
     server.start()
     if ready_file:

@@ -32,6 +32,7 @@ NAMES = {
     "control_malformed": "control messages that could not be read",
     "control_unknown": "control messages of a kind that is not known here",
     "captures": "captures that were begun",
+    "captures_triggered": "captures that a threshold began",
     "captures_failed": "captures of which nothing came",
     "capture_parts": "parts of captures that arrived",
     "capture_parts_late": "parts that arrived when nobody waited for them any more",

@@ -16,9 +16,11 @@ from flask import Blueprint, Flask, Response, g, request
 
 from quayscope.collector.access import CAPTURE, Access, Certificate, scope_of
 from quayscope.collector.control.door import ControlDoor
+from quayscope.collector.control.triggers import Rule
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CannotListen, Forbidden, ForeignRequest, Unauthenticated
 from quayscope.collector.forward import Forwarder
+from quayscope.collector.identity import TokenReviews
 from quayscope.collector.limits import MAX_DECOMPRESSED
 from quayscope.collector.query.http import query_blueprint
 from quayscope.collector.receive import Receiver
@@ -190,7 +192,8 @@ def create_app(
 class CollectorServer:
     """Opens the store, listens, and serves from threads of its own until `stop`.
 
-    `tokens` is a file as `access` describes it, `certificate` makes both doors speak TLS.
+    `tokens` is a file as `access` describes it, `reviews` knows service accounts' beside it, `certificate`
+    makes both doors speak TLS.
     Raises `CannotOpenStore`, `CannotListen`, `BadAccessFile`, and `ProfileError` for a forward address that
     is none.
     """
@@ -203,10 +206,12 @@ class CollectorServer:
         pyroscope: str = "",
         *,
         tokens: Path | None = None,
+        reviews: TokenReviews | None = None,
         certificate: Certificate | None = None,
+        triggers: Sequence[Rule] = (),
     ) -> None:
         self.counters = Counters()
-        access = Access(tokens)
+        access = Access(tokens, reviews)
         self._forwarder = Forwarder(pyroscope, self.counters) if pyroscope else None
         with contextlib.ExitStack() as undo:
             if self._forwarder:
@@ -215,7 +220,9 @@ class CollectorServer:
             self.store = Store(data, self.counters, forward) if forward else Store(data, self.counters)
             undo.callback(self.store.close)
             receiver = Receiver(self.store, self.counters)
-            self._control = ControlDoor(data / "captures", self.counters, access, own_version(), pyroscope)
+            self._control = ControlDoor(
+                data / "captures", self.store, self.counters, access, own_version(), pyroscope, triggers
+            )
             undo.callback(self._control.close)
             self._grpc = GrpcServer(
                 receiver,

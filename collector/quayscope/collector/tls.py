@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -30,10 +32,15 @@ class RenewingTls(BuiltinSSLAdapter):
         self._looked_at = time.monotonic()
         self._renewing = threading.Lock()
 
-    def wrap(self, sock: Any) -> Any:
-        """Shake hands, with the newest certificate."""
+    def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, dict[str, Any]]:
+        """Return the connection with the newest certificate.
+
+        It shakes hands at its first read, in the thread that serves it: cheroot would do so in the one that
+        accepts, and whoever connects and says nothing would keep everybody else out.
+        """
         self._renew()
-        return super().wrap(sock)  # type: ignore[no-untyped-call]  # cheroot's stubs leave it out
+        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, {"wsgi.url_scheme": "https", "HTTPS": "on"}
 
     def _renew(self) -> None:
         with self._renewing:

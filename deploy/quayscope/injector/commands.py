@@ -55,6 +55,12 @@ def _uids(context: click.Context, parameter: click.Parameter, value: str) -> dic
 
 @click.group(epilog=_EPILOG, invoke_without_command=True, context_settings={"show_default": True})
 @click.option("--collector", required=True, envvar="QUAYSCOPE_COLLECTOR", show_envvar=True, metavar="URL")
+@click.option(
+    "--control",
+    default="",
+    metavar="URL",
+    help="Its gRPC address, for captures on demand; else there are none.",
+)
 @click.option("--agent-image", required=True, envvar="QUAYSCOPE_AGENT_IMAGE", show_envvar=True)
 @click.option("--sidecar-image", required=True, envvar="QUAYSCOPE_SIDECAR_IMAGE", show_envvar=True)
 @click.option("--mode", type=click.Choice(MODES), default="restricted", help="What sidecars may do.")

@@ -90,12 +90,14 @@ def pid_passer(settings: Settings, subject: Subject, mounts: Sequence[Mapping[st
 def sidecar(settings: Settings, subject: Subject) -> Object:
     """Return the sidecar; among the init containers where `settings.native`."""
     command = ["quayscope", "sidecar", "--socket", SOCKET, "--collector", settings.collector]
+    if settings.control:
+        command += ["--control", settings.control]
     command += ["--token-file", _TOKEN]
     if settings.ca_config_map:
         command += ["--ca-file", _CA]
     if settings.insecure:
         command.append("--insecure")
-    command += ["--wait-for-files", "--ready-file", _READY]
+    command += ["--keep", "--wait-for-files", "--ready-file", _READY]
     command += ["--label", "namespace=$(POD_NAMESPACE)", "--label", "pod=$(POD_NAME)"]
     command += ["--podinfo", _PODINFO]
     command += ["--spool", f"{_SPOOL}/out", "--spool-size", "64", "--cache", f"{_SPOOL}/rules"]

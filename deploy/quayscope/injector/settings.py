@@ -23,7 +23,8 @@ MODES = tuple(CAPABILITIES)
 class Settings:
     """One injector's settings; raises `BadSetting`.
 
-    `collector` is where sidecars send, an address without a path. `uids` are the users of images that a pod
+    `collector` is where sidecars send, an address without a path, `control` its gRPC address, which they keep
+    a stream to; empty: none. `uids` are the users of images that a pod
     specification does not name, by service: needed where no platform assigns one (plain Kubernetes), since a
     sidecar without privileges reads processes of its own user alone. `ca_config_map` is a ConfigMap of the
     pod's namespace, `token_secret` a Secret there with a key `token`, used instead of the service account's.
@@ -34,6 +35,7 @@ class Settings:
     collector: str
     agent_image: str
     sidecar_image: str
+    control: str = ""
     mode: str = "restricted"
     insecure: bool = False
     ca_config_map: str = ""
@@ -49,15 +51,18 @@ class Settings:
     def __post_init__(self) -> None:
         if self.mode not in CAPABILITIES:
             raise BadSetting(f"{self.mode!r} is no mode", next_step=f"use one of {', '.join(MODES)}")
+        addresses = {"--collector": self.collector, **({"--control": self.control} if self.control else {})}
+        for flag, address in addresses.items():
+            self._check(flag, address)
+
+    def _check(self, flag: str, address: str) -> None:
         try:
-            parts = urlsplit(self.collector)
+            parts = urlsplit(address)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             valid = False
         if not valid or parts.username is not None:
-            raise BadSetting(
-                "the collector's address is no http(s)://HOST:PORT", next_step="check --collector"
-            )
+            raise BadSetting("the collector's address is no http(s)://HOST:PORT", next_step=f"check {flag}")
         if parts.scheme == "http" and not self.insecure:
             raise BadSetting(
                 "tokens would be sent to the collector without TLS",

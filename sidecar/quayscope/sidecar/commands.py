@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from quayscope.sidecar.doctor.command import doctor
 from quayscope.sidecar.errors import BadOption
+from quayscope.sidecar.keeping import keep_running
 from quayscope.sidecar.native.sampler import HIGHEST_HZ, LOWEST_HZ
 from quayscope.sidecar.outward import outward_options, take_outward
 from quayscope.sidecar.pids import pass_pids
@@ -91,6 +92,7 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     help="File with the bearer token; read again when it is refused.",
 )
 @click.option("--wait-for-files", is_flag=True, help="Wait for --token-file and --ca-file to be there.")
+@click.option("--keep", is_flag=True, help="Start again after a fault, so that the container does not end.")
 @click.option("--insecure", is_flag=True, help="Allow plain http to a collector beyond loopback.")
 @outward_options
 @click.option(
@@ -189,7 +191,7 @@ def _dsn(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Written as JSON once everything serves.")
 @click.pass_context
-def sidecar(context: click.Context, /, wait_for_files: bool, **options: Any) -> None:
+def sidecar(context: click.Context, /, wait_for_files: bool, keep: bool, **options: Any) -> None:
     """Watch a pod: relay its agents, sample its Postgres, send everything to the collector.
 
     What the system does not permit is reported as a missing capability with its remedy; the rest goes on.
@@ -197,6 +199,8 @@ def sidecar(context: click.Context, /, wait_for_files: bool, **options: Any) -> 
     """
     if context.invoked_subcommand is not None:
         return
+    if keep:
+        keep_running()
     if options["socket"] is None:
         raise click.UsageError("missing option '--socket'")
     outward = take_outward(options)

@@ -293,8 +293,9 @@ class Sidecar:
 
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_S
-        if self._control is not None:
-            self._control.close(_CONTROL_CLOSE_S)
+        control = self._control
+        if control is not None:
+            self._guard(lambda: control.close(_CONTROL_CLOSE_S))
         self._guard(lambda: self._gateway.close(_GATEWAY_CLOSE_S))
         self._captures.close(0.5)
         self._guard(lambda: self._programs.close(1.0))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from integration.agent.serving import Gunicorn
 from integration.collector.running_collector import RunningCollector
 from integration.control.pods import Sidecar, load, queries, requests, wait_attached
+from open_folders import made_open
 from quayscope.load.demo.postgres import DemoPostgres
 
 
@@ -36,16 +35,10 @@ def attached_collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run
 
 
 @pytest.fixture(scope="module")
-def stack(attached_collector: RunningCollector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(attached_collector: RunningCollector) -> Iterator[Stack]:
     """The whole stack, attached."""
-    directory = tmp_path_factory.mktemp("stack")
     # Postgres runs as another user when we are root, and must reach its files.
-    for folder in [directory, *directory.parents]:
-        if folder == Path(folder.root) or folder.stat().st_uid != 0:
-            break
-        if folder.name.startswith(("pytest-", "stack")):
-            folder.chmod(0o711)
-    with DemoPostgres(directory / "server") as postgres:
+    with made_open("stack") as directory, DemoPostgres(directory / "server") as postgres:
         postmaster = int((directory / "server" / "data" / "postmaster.pid").read_text().split()[0])
         database = Sidecar(
             directory,
@@ -75,6 +68,6 @@ def stack(attached_collector: RunningCollector, tmp_path_factory: pytest.TempPat
             if gunicorn is not None:
                 gunicorn.kill()
             for one in (registry, database):
-                one.process.send_signal(signal.SIGTERM)
+                one.begin_stop()
             registry.stop()
             database.stop()

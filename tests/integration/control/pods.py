@@ -45,6 +45,7 @@ class Sidecar:
         program: tuple[str, ...] = ("-m", "quayscope.cli.main", "sidecar"),
     ) -> None:
         self.pod = pod
+        self._asked = False
         self.socket = directory / f"{pod}.sock"
         self.log_path = directory / f"{pod}.log"
         command = [sys.executable, *program, "--socket", str(self.socket), "--collector", collector.http]
@@ -58,6 +59,7 @@ class Sidecar:
                 stderr=log,
                 env={
                     **os.environ,
+                    "PYTHONFAULTHANDLER": "1",
                     "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                     **(environment or {}),
                 },
@@ -67,17 +69,22 @@ class Sidecar:
         """What it wrote."""
         return self.log_path.read_text()
 
+    def begin_stop(self) -> None:
+        """Ask it to end, once: an interpreter on its way out has no handler any more."""
+        if not self._asked and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self._asked = True
+
     def stop(self) -> None:
         """End it in order."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.begin_stop()
         try:
             status = self.process.wait(8)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-        assert status == 0, self.log()
+        assert status == 0, (status, self.log())
         assert "Traceback" not in self.log(), self.log()
 
 

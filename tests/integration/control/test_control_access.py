@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 import trustme
 
@@ -121,7 +124,7 @@ def test_now_writes_the_file_and_says_what_is_in_it(guarded: Guarded) -> None:
     """Plain lines where there is no terminal, JSON where it is asked for; refusals with a next step."""
     path = guarded.directory / "result.svg"
     command = guarded.now(
-        "--pod", "guarded-0", "--seconds", "1", "--format", "svg", "--json", "-o", str(path)
+        "--pod", "guarded-0", "--seconds", "3", "--format", "svg", "--json", "-o", str(path)
     )
     ran = subprocess.run(command, capture_output=True, text=True, timeout=40, env=ENVIRONMENT)
     assert ran.returncode == 0, ran.stderr
@@ -179,6 +182,61 @@ def test_a_sidecar_without_its_token_is_refused(guarded: Guarded, tmp_path: Path
         wait_for(lambda: "UNAUTHENTICATED: a token is needed" in sidecar.log(), 20)
     finally:
         sidecar.stop()
+
+
+def test_silent_and_plain_clients_keep_nobody_out(guarded: Guarded) -> None:
+    """Connections that never shake hands, and plain HTTP on the port of TLS, cost only themselves."""
+    host, _, port = guarded.collector.http.partition("//")[2].rpartition(":")
+    silent = [socket.create_connection((host, int(port))) for _ in range(5)]
+    plain = socket.create_connection((host, int(port)))
+    try:
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        began = time.monotonic()
+        assert guarded.get("/api/v1/health")[0] == 200
+        assert time.monotonic() - began < 8  # one silent client alone would take ten
+        with contextlib.suppress(ConnectionError):
+            assert not plain.recv(1000).startswith(b"HTTP/1.1 200")
+    finally:
+        for connection in (*silent, plain):
+            connection.close()
+    assert json.loads(guarded.get("/api/v1/status", "r-secret")[1])["faults"] == 0
+
+
+def test_a_new_certificate_is_taken(guarded: Guarded, tmp_path: Path) -> None:
+    """On both ports, without a restart; one that cannot be used changes nothing."""
+    certificate, key = guarded.directory / "server.pem", guarded.directory / "server.key"
+    before = certificate.read_bytes(), key.read_bytes()
+    other = trustme.CA()
+    ca = tmp_path / "other.pem"
+    other.cert_pem.write_to_path(ca)
+    issued = other.issue_cert("127.0.0.1")
+    try:
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        # The key is still the old one: both are left as they were.
+        log = guarded.directory / "log"
+        wait_for(
+            lambda: (
+                guarded.get("/api/v1/health")[0] == 200 and "certificate is not read again" in log.read_text()
+            )
+        )
+        issued.private_key_pem.write_to_path(key)
+        renewed = guarded._replace(ca=ca)
+
+        def believed() -> bool:
+            with contextlib.suppress(urllib.error.URLError):
+                return renewed.get("/api/v1/health")[0] == 200
+            return False
+
+        wait_for(believed, 20)
+        credentials = grpc.ssl_channel_credentials(ca.read_bytes())
+        with grpc.secure_channel(guarded.collector.grpc, credentials) as channel:
+            push = channel.unary_unary("/push.v1.PusherService/Push")
+            push(b"", timeout=20, metadata=[("authorization", "Bearer s-secret")])
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                push(b"", timeout=20)
+    finally:
+        certificate.write_bytes(before[0])
+        key.write_bytes(before[1])
 
 
 def test_beyond_loopback_both_are_needed(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def test_twenty_callers_at_once(stack: Stack) -> None:
     lock = threading.Lock()
 
     def call() -> None:
-        answer = begin(stack.collector, selector={"pod": "database-0"}, seconds=2)
+        # Longer than twenty answers take on any machine: all that are taken run at once.
+        answer = begin(stack.collector, selector={"pod": "database-0"}, seconds=60)
         with lock:
             answers.append(answer)
 
@@ -130,22 +131,27 @@ def test_twenty_callers_at_once(stack: Stack) -> None:
         thread.join()
     taken = [answer for status, answer, _ in answers if status == 202]
     refused = [(answer, headers) for status, answer, headers in answers if status == 429]
-    assert len(taken) == 8
-    assert len(refused) == 12
+    early = [stack.collector.get(f"captures/{one['id']}") for one in taken]
+    assert (len(taken), len(refused)) == (8, 12), [(one["state"], one["failed"]) for one in early]
     for answer, headers in refused:
-        assert 1 <= int(headers["retry-after"]) <= 6
+        assert 40 <= int(headers["retry-after"]) <= 64
         assert answer["next_step"].startswith("come again in")
+    last = max(one["start"] for one in taken)
+    time.sleep(max(0.0, last + 4.0 - time.time()))
+    for one in taken:
+        assert stack.collector.request("DELETE", f"/api/v1/captures/{one['id']}")[0] == 204
     shown = [wait_over(stack.collector, one["id"]) for one in taken]
-    assert {one["state"] for one in shown} == {"done"}, [one["failed"] for one in shown]
-    # All of them began at the same second or the next: the same samples, up to those at the edges.
+    assert {one["state"] for one in shown} == {"cancelled"}, [one["failed"] for one in shown]
+    # Those that began in one second saw the same samples, up to when they were cancelled.
     cpu: dict[float, list[int]] = {}
     for one in shown:
-        cpu.setdefault(one["start"], []).append(one["types"]["process_cpu"][1])
+        cpu.setdefault(one["start"], []).append(one["types"].get("process_cpu", (0, 0))[1])
     for sums in cpu.values():
         assert min(sums) > 0
         assert max(sums) - min(sums) <= 0.5 * max(sums), cpu
-    status, _, _ = begin(stack.collector, selector={"pod": "database-0"}, seconds=1)
-    assert status == 202
+    # What was refused can be had now.
+    _, answer, _ = begin(stack.collector, selector={"pod": "database-0"}, seconds=1)
+    assert wait_over(stack.collector, answer["id"])["state"] == "done"
 
 
 def test_a_capture_is_cancelled(stack: Stack) -> None:

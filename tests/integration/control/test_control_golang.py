@@ -40,7 +40,7 @@ def test_a_go_program(
     """CPU, goroutines and memory in one capture; its heap alone; and under Go's own paths."""
     sidecar = Sidecar(
         tmp_path, "go-0", attached_collector, "--postgres", "off", "--target", str(profiled.pid),
-        "--go-every", "3600",
+        "--go-every", "3600", "--go-cpu", "1",
     )  # fmt: skip
     try:
         wait_attached(attached_collector, "go-0", 1)

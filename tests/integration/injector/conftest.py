@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,16 +57,23 @@ def node() -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="module")
-def images(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
+def folders() -> Iterator[Path]:
+    """A folder through which every user may pass; pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="quayscope-open-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def images(checkout: Path, folders: Path) -> dict[str, Image]:
     """Images by their names in the pod specifications: our own, Quay's and Postgres'."""
-    agent = tmp_path_factory.mktemp("agent-image")
+    agent = folders / "agent-image"
     subprocess.run(
         [sys.executable, "-m", "quayscope.cli.main", "agent", "bundle", str(agent)],
         check=True,
         capture_output=True,
     )
-    for folder in (agent, *agent.parents[:2]):
-        folder.chmod(0o755)
     ours = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     packages = sysconfig.get_paths()["purelib"]
     # Quay's interpreter finds its packages through the image's PYTHONPATH alone.
@@ -126,6 +134,7 @@ class Pods:
         given = {
             **SETTINGS,
             "collector": f"http://127.0.0.1:{COLLECTOR_PORT}",
+            "control": "",
             "insecure": True,
             "ca_config_map": "",
             "uids": {"quay-app": NOBODY, "quay-database": NOBODY},
@@ -185,22 +194,18 @@ class Pods:
 
 
 @pytest.fixture(scope="module")
-def pods(node: Machine, images: dict[str, Image], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+def pods(node: Machine, images: dict[str, Image], folders: Path) -> Iterator[Pods]:
     """Pods on the node."""
-    folder = tmp_path_factory.mktemp("volumes")
-    for one in (folder, *folder.parents[:2]):
-        one.chmod(0o755)
-    made = Pods(node, images, folder)
+    made = Pods(node, images, folders / "volumes")
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def fresh_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fresh_data(folders: Path) -> Path:
     """A volume with a new database in `userdata`, of the plain user, as the operator's image lays it out."""
-    volume = tmp_path_factory.mktemp("data")
-    for one in (volume, *volume.parents[:2]):
-        one.chmod(0o755)
+    volume = folders / "data"
+    volume.mkdir()
     os.chown(volume, NOBODY, NOBODY)
     programs: list[str | Path] = [POSTGRES / "initdb", "-D", volume / "userdata"]
     command = [*programs, "-A", "trust", "--no-sync", "--no-instructions"]

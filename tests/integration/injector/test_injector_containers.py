@@ -223,10 +223,10 @@ def name_in_file(data: Path, pid: int) -> None:
 
 
 def settled_ids(sidecar: int) -> list[int]:
-    """The ids of a sidecar and its threads once it serves."""
+    """The ids of a sidecar's processes and their threads once it serves: the container's own first."""
     ready = Path(f"/proc/{sidecar}/root/run/quayscope/ready.json")
     wait_until(ready.exists, 20.0, "the sidecar serves")
-    return inner_ids(sidecar)
+    return [one for pid in (sidecar, *procfs.children(sidecar)) for one in inner_ids(pid)]
 
 
 def gone(pid: int) -> bool:

@@ -135,6 +135,9 @@ def test_sidecar_image_runs(builder: Builder, tmp_path: Path, full: bool) -> Non
         *(Path(f"/bin/{name}") for name in ("sh", "ln", "rm")),
         *library.glob("lib-dynload/*.so"),
     )
+    # What manylinux wheels may take for granted.
+    common = ("libpthread", "libdl", "librt", "libutil", "libresolv", "libz", "libgcc_s", "libstdc++")
+    put(base, *(path for name in common for path in Path("/lib").glob(f"*-linux-gnu/{name}.so.?")))
     (base / "usr/bin/python3").symlink_to("python3.11")
     shutil.copytree(
         library, base / "usr/lib/python3.11", dirs_exist_ok=True, ignore=shutil.ignore_patterns("test")

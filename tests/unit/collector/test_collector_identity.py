@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import trustme
 
+from quayscope.collector.access import CAPTURE, WRITE, Access
+from quayscope.collector.errors import Forbidden, Unauthenticated
 from quayscope.collector.identity import Reviewed, TokenReviews
 from schemas.closed import VERSIONS, errors
 
@@ -137,3 +139,17 @@ def test_outside_of_a_cluster_nobody_is_known(monkeypatch: pytest.MonkeyPatch) -
     """Without an API server there is nobody to ask."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert TokenReviews().who("good") is None
+
+
+def test_a_pod_may_write_and_nothing_else(api: ApiServer, tmp_path: Path) -> None:
+    """A reviewed token gives the scope to write; those of the file are shown to nobody."""
+    (tmp_path / "tokens").write_text("me read,capture secret\n")
+    api.tokens["good"] = (SIDECAR, ["quayscope"])
+    access = Access(tmp_path / "tokens", TokenReviews(address=api.address, account=tmp_path))
+    assert access.require("Bearer good", WRITE).name == "quay/quay-0"
+    with pytest.raises(Forbidden):
+        access.require("Bearer good", CAPTURE)
+    with pytest.raises(Unauthenticated):
+        access.require("Bearer bad", WRITE)
+    assert access.require("Bearer secret", CAPTURE).name == "me"
+    assert api.asked == ["good", "bad"]

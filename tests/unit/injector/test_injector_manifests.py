@@ -8,10 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 
+from quayscope.collector.commands import collector
 from quayscope.injector.commands import injector
 from schemas.closed import VERSIONS, errors
 
@@ -26,7 +26,9 @@ MADE_BY_HAND = {"quayscope-tokens", "pyroscope-bucket"}
 @functools.cache
 def built(overlay: str) -> list[dict[str, Any]]:
     """What kubectl makes of an overlay."""
-    assert shutil.which("kubectl"), "no kubectl on PATH; next: apt-get install kubernetes-client"
+    assert shutil.which("kubectl"), (
+        "no kubectl of 1.27 or newer on PATH; next: https://kubernetes.io/docs/tasks/tools"
+    )
     done = subprocess.run(
         ["kubectl", "kustomize", str(KUSTOMIZE / "overlays" / overlay)], capture_output=True, text=True
     )
@@ -132,14 +134,17 @@ def test_nobody_is_given_more_than_is_used(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_injector_takes_its_arguments(overlay: str) -> None:
-    """The command line in the manifest is one that the program understands."""
+def test_programs_take_their_arguments(overlay: str) -> None:
+    """The command lines in the manifest are ones that the programs understand."""
     for one in workloads(overlay):
+        if one["metadata"]["name"] == "quayscope-collector":
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            assert container["command"] == ["quayscope", "collector"]
+            collector.make_context("collector", list(container["args"]))
         if one["metadata"]["name"] != "quayscope-injector":
             continue
         (container,) = one["spec"]["template"]["spec"]["containers"]
         assert container["command"] == ["quayscope", "injector"]
-        assert isinstance(injector, click.Command)
         context = injector.make_context("injector", list(container["args"]))
         assert context.params["token_secret"] == "quayscope-token"
 

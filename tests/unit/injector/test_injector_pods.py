@@ -11,6 +11,7 @@ from operator_pods import COMPONENTS, SETTINGS, component_pod, job_pod
 from quayscope.injector.inject import inject
 from quayscope.injector.pods import LeftAlone, Subject
 from quayscope.injector.settings import MODES, Settings
+from quayscope.sidecar.commands import sidecar as sidecar_command
 from schemas.closed import VERSIONS, errors
 
 PROFILED = tuple(component for component in COMPONENTS if component != "redis")
@@ -153,6 +154,8 @@ def test_database_starts_after_pids_are_passed(component: str, mode: str) -> Non
     }
     assert (context["runAsUser"], added) == expected[mode]
     command = named(made, "quayscope-sidecar")["command"]
+    sidecar_command.make_context("sidecar", command[2:])
+    assert command[command.index("--control") + 1] == SETTINGS["control"]
     assert command[-1] == {"postgres": "quay-database"}.get(component, component)
 
 

@@ -38,7 +38,7 @@ def tracked(out: list[Profile], **known: Any) -> Tracked:
 
 
 def key(one: Tracked, slot_s: int, user: int = 0x1010, *, complete: bool = True) -> Key:
-    return Key(one, slot_s * SECOND_NS, "main", 1, NO_STATEMENT, (), SPACE, (user,), complete)
+    return Key(one, slot_s * SECOND_NS, "main", 1, NO_STATEMENT, (), SPACE, (user,), complete, unproven=False)
 
 
 def test_gathered_is_bounded() -> None:

@@ -78,10 +78,12 @@ class Share:
 class Capture:
     """A capture under way, or just over. `lock` guards everything that changes; waiters are woken by it."""
 
-    def __init__(self, name: str, request: CaptureRequest, by: str, start_ns: int) -> None:
+    def __init__(self, name: str, request: CaptureRequest, by: str, start_ns: int, why: str = "") -> None:
         self.name = name
         self.request = request
         self.by = by
+        self.why = why
+        self.before: dict[str, list[int]] = {}
         self.start_ns = start_ns
         self.end_ns = start_ns + request.seconds * 10**9
         self.state = "running"
@@ -133,6 +135,8 @@ class Capture:
                 "state": self.state,
                 "error": self.error,
                 "by": self.by,
+                "why": self.why,
+                "before": dict(self.before),
                 "cancelled_by": self.cancelled_by,
                 **self.request.shown(),
                 "start": self.start_ns / 1e9,

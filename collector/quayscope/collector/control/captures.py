@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from quayscope.collector.control.capture import Capture, CapturedPart, Share
@@ -18,6 +19,7 @@ from quayscope.collector.control.merging import merge_all, read_part
 from quayscope.collector.control.request import CaptureRequest
 from quayscope.collector.counters import Counters
 from quayscope.collector.errors import CollectorError, NoTarget, TooManyCaptures
+from quayscope.collector.query.request import TimeRange
 from quayscope.profile import Profile, pprof
 from quayscope.profile.control import Answer, CancelCapture, Command, Part, SetRate, StartCapture
 
@@ -34,6 +36,7 @@ GRACE_S = 15.0
 _GONE_GRACE_S = 3.0
 """The same for a sidecar whose stream is cut: it may come back with what it has."""
 _CANCEL_GRACE_S = 5.0
+_BEFORE_NS = 60 * _SECOND_NS
 _MOST_PARTS = 1_024
 _MOST_SAMPLES = 2_000_000
 """Held in memory until a capture is over: some 500 bytes each, stacks shared."""
@@ -41,9 +44,19 @@ _LOOK_S = 0.2
 
 
 class Captures:
-    """Runs captures; thread-safe. `close` ends the thread that finishes them."""
+    """Runs captures; thread-safe. `close` ends the thread that finishes them.
 
-    def __init__(self, hub: Hub, kept: KeptCaptures, counters: Counters) -> None:
+    `continuous` gives the stored profiles of a time, by type.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        kept: KeptCaptures,
+        counters: Counters,
+        continuous: Callable[[TimeRange], dict[str, Profile]] | None = None,
+    ) -> None:
+        self._continuous = continuous
         self._hub = hub
         self._kept = kept
         self._counters = counters
@@ -69,20 +82,25 @@ class Captures:
         for capture in captures:
             self._end(capture, "failed", "the collector stopped")
 
-    def begin(self, request: CaptureRequest, by: str) -> Capture:
-        """Begin a capture, asked for `by` somebody; raises `NoTarget` and `TooManyCaptures`."""
+    def begin(self, request: CaptureRequest, by: str, why: str = "") -> Capture:
+        """Begin a capture, asked for `by` somebody; raises `NoTarget` and `TooManyCaptures`.
+
+        One with a reason `why` gets the minute before it.
+        """
         sessions = self._matching(request)
         now_ns = self._hub.now_ns()
         start_ns = -(-(now_ns + _LEAD_NS) // _SECOND_NS) * _SECOND_NS
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // _SECOND_NS))
-        capture = Capture(f"{stamp}-{secrets.token_hex(4)}", request, by, start_ns)
+        capture = Capture(f"{stamp}-{secrets.token_hex(4)}", request, by, start_ns, why)
+        # Before it can be seen: a capture that nothing is expected of is over.
+        capture.shares = {session.register.instance: Share(session) for session in sessions}
         with self._lock:
             if len(self._active) >= MOST_AT_ONCE:
                 first = min(one.end_ns for one in self._active.values())
                 raise TooManyCaptures(MOST_AT_ONCE, max(1, -(-(first - now_ns) // _SECOND_NS) + 1))
             self._active[capture.name] = capture
         self._counters.add("captures")
-        log.info("capture", extra={"capture": capture.name, "by": by, **request.shown()})
+        log.info("capture", extra={"capture": capture.name, "by": by, "why": why, **request.shown()})
         asked = StartCapture(
             start_ns,
             request.seconds * _SECOND_NS,
@@ -93,10 +111,9 @@ class Captures:
             request.endpoint,
         )
         with capture.lock:
-            for session in sessions:
-                share = capture.shares[session.register.instance] = Share(session)
+            for share in capture.shares.values():
                 try:
-                    session.send(Command(capture.name, asked))
+                    share.session.send(Command(capture.name, asked))
                 except CollectorError as error:
                     share.error = str(error)
         self._changed.set()
@@ -256,7 +273,10 @@ class Captures:
         for number, (_, ours) in enumerate(sorted(pods.items())):
             for kind, profile in merge_all(ours).items():
                 files[f"pod{number}-{kind}.pprof"] = pprof.encode(profile)
+        before = self._before(capture)
+        files |= {f"before-{kind}.pprof": pprof.encode(profile) for kind, profile in before.items()}
         with capture.lock:
+            capture.before = {kind: list(profile.totals()) for kind, profile in before.items()}
             capture.types = {kind: list(profile.totals()) for kind, profile in merged.items()}
             state = "cancelled" if capture.cancelled_by else "done"
             if not any(one.state in ("done", "partial") for one in parts):
@@ -269,6 +289,15 @@ class Captures:
             self._end(capture, "failed", f"the result cannot be kept: {error.strerror or error}")
             return
         self._end(capture, state, capture.error)
+
+    def _before(self, capture: Capture) -> dict[str, Profile]:
+        if not capture.why or self._continuous is None:
+            return {}
+        try:
+            return self._continuous(TimeRange(capture.start_ns - _BEFORE_NS, capture.start_ns))
+        except CollectorError as error:
+            log.warning("the time before is missing", extra={"capture": capture.name, "reason": str(error)})
+            return {}
 
     def _end(self, capture: Capture, state: str, error: str) -> None:
         with self._lock:

@@ -117,6 +117,8 @@ def captures_blueprint(captures: Captures, kept: KeptCaptures, hub: Hub, pyrosco
         if wanted not in FORMATS:
             raise BadRequest(f"format {wanted[:40]!r}", next_step=f"use {', '.join(FORMATS)}")
         kind, column, file = _file(about, request.args.get("type", ""), request.args.get("pod", ""))
+        if request.args.get("when", "") == "before":
+            file = f"before-{kind}.pprof"
         data = kept.profile(name, file)
         if data is None:
             raise NoTarget(f"the capture has no profile of type {kind}", next_step="see its types")

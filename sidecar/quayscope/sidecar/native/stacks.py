@@ -15,8 +15,8 @@ from quayscope.sidecar.native.symbols import Named, Symbols
 
 __all__ = ["Stacks"]
 
-_MAX_REMEMBERED = 8_192
-"""Distinct user stacks: most samples of a server are of a few hundred."""
+_MAX_REMEMBERED = 2_048
+"""Distinct user stacks: most samples of a server are of a few hundred. Each keeps its process's maps."""
 
 _MAX_ADDRESSES = 60_000
 _Stack = tuple[tuple[Frame, ...], bool]
