@@ -45,7 +45,7 @@ def test_the_agent_is_measured(checkout: Path, tmp_path: Path) -> None:
     assert found["requests"] > 5
     assert found["us_off"] > 20_000
     assert 0.8 < found["cpu_ratio_on_off_median"] < 1.25
-    assert 80 < found["agent_samples_per_cpu_second"] < 120
+    assert 60 < found["agent_samples_per_cpu_second"] < 120
     assert found["agent_faults"] == 0
     assert 0 < found["us_per_sample"] < 1_000
     assert 0 < found["us_per_request"] < 5_000

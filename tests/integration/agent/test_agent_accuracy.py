@@ -69,6 +69,7 @@ def test_all_cpu_is_seen(
     assert kept.counts().get("faults", 0) == 0
 
 
+@pytest.mark.alone
 def test_stalls_are_what_the_application_saw(serve: Serve, relay: Relay, kept: Kept, full: bool) -> None:
     """Statements, a CPU hog and a call that blocks: within 2 % of the truth, each on its endpoint.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import http.server
+import itertools
 import os
 import shutil
 import signal
@@ -51,6 +53,19 @@ def until() -> Callable[..., Any]:
     return wait_until
 
 
+_ports = itertools.count()
+
+
+def _own_port() -> int:
+    """Return a port that no other worker of the tests takes, below those that connections are given."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = 15_000 + 2_000 * (worker % 8) + next(_ports) % 2_000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Server:
     """One Postgres in a directory of its own; every process of it belongs to an unprivileged user."""
 
@@ -59,9 +74,7 @@ class Server:
         self.binaries = binaries
         self.options = options
         self.data = directory / "data"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = _own_port()
         self.dsn = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -101,6 +114,9 @@ class Server:
         wait_until(self._answers, 20.0, "Postgres answers")
 
     def _answers(self) -> bool:
+        assert self.process is not None
+        # Another server on the port would answer in its place.
+        assert self.process.poll() is None, (self.directory / "log").read_text()
         try:
             with self.connect():
                 return True

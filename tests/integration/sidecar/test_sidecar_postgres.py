@@ -179,7 +179,9 @@ def test_lock_waits(postgres: Any, table: str) -> None:
             for (stack, attributes), (_, delay) in profile.samples.items():
                 assert APPLICATION_NAME not in stack[-2].function
                 if attributes.pid in (pid, holder.info.backend_pid if not holder.closed else attributes.pid):
-                    waits[tuple(frame.function for frame in stack[1:])] += delay
+                    # Who holds the lock stands below the wait, once that is known.
+                    names = tuple(frame.function for frame in stack[1:])
+                    waits[names[:-1] if names[-1].startswith("held by ") else names] += delay
     locked = waits[f"update {table} set n = ? where id = ?", "Lock:transactionid"] / 1e9
     idle = (
         waits["idle in transaction", f"update {table} set n = n + ? where id = ?", "Client:ClientRead"] / 1e9
