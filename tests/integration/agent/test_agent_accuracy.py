@@ -71,7 +71,7 @@ def test_all_cpu_is_seen(
 
 @pytest.mark.alone
 def test_stalls_are_what_the_application_saw(serve: Serve, relay: Relay, kept: Kept, full: bool) -> None:
-    """Statements, a CPU hog and a call that blocks: within 2 % of the truth, each on its endpoint.
+    """Statements, a CPU hog and a call that blocks: within 2 % of the truth (a short run: 5 %).
 
     After a quiet minute the first wait may go unseen, once: it is counted, without a stack.
     """
@@ -93,7 +93,7 @@ def test_stalls_are_what_the_application_saw(serve: Serve, relay: Relay, kept: K
         all_found = sum(found.get((endpoint, leaf), 0) for leaf in {what, *(HUB if what in HUB else ())})
         elsewhere += all_found - found[endpoint, what]
         print(f"{endpoint} {what}: {all_found / nanoseconds:.4f} of {nanoseconds / 1e9:.3f} s")
-        assert abs(all_found / nanoseconds - 1) < 0.02, (endpoint, what)
+        assert abs(all_found / nanoseconds - 1) < (0.02 if full else 0.05), (endpoint, what)
     print(f"others waited, in request-seconds: {waiting}; without their stack {elsewhere / 1e6:.0f} ms")
     assert elsewhere < 0.3e9  # one of those of 200 ms, not two
     assert "long_statement" in stacks["GET /statements/<int:times>", "long"]

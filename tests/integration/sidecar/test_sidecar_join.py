@@ -62,7 +62,8 @@ def test_proven_statements_are_right(
     assert found.sampling.realtime is None
     assert outcome.right > 100
     assert outcome.right_share >= _RIGHT
-    assert outcome.proven_share >= _AT_LEAST[load]
+    # How much is proven depends on who else wants the machine; that it is right does not.
+    assert outcome.proven_share >= (_AT_LEAST[load] if full else 0.5)
 
 
 def test_at_normal_priority_less_is_proven_and_as_right(
