@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any, cast
 
 import pytest
 
 from quayscope.profile import Frame, Profile
 from quayscope.sidecar.native.gather import Gathered, Key
-from quayscope.sidecar.native.maps import AddressSpace, Mapping
+from quayscope.sidecar.native.maps import AddressSpace, Layout, Mapping
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.publish import Publisher
 from quayscope.sidecar.native.report import ALL_CPU, CGROUP, RINGS, capabilities
@@ -145,3 +147,17 @@ def test_what_is_said() -> None:
     assert capabilities([good, idle])[1].permitted
     assert capabilities([good, idle])[2].permitted
     assert capabilities([]) == []
+
+
+def test_what_is_remembered_of_programs_that_come_and_go_is_bounded() -> None:
+    """Each has a layout of its own: no more than some hundred of them are kept."""
+    stacks = Stacks(Objects())
+    made: list[weakref.ref[Layout]] = []
+    for number in range(3_000):
+        start = 0x400000 + number * 0x1000
+        layout = Layout((Mapping(start, start + 0x1000, 0, ""),), number)
+        stacks.user(AddressSpace(1, layout), (start + 0x10,), 1)
+        made.append(weakref.ref(layout))
+    del layout
+    gc.collect()
+    assert sum(ref() is not None for ref in made) < 600

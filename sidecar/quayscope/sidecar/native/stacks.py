@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from weakref import WeakKeyDictionary
 
 from quayscope.profile import Frame
 from quayscope.sidecar.native.debuginfod import Debuginfod
@@ -19,6 +18,9 @@ _MAX_REMEMBERED = 2_048
 """Distinct user stacks: most samples of a server are of a few hundred. Each keeps its process's maps."""
 
 _MAX_ADDRESSES = 60_000
+_MAX_SPACES = 512
+"""Layouts whose first process is known: backends of a server share one, what comes and goes has its own."""
+
 _Stack = tuple[tuple[Frame, ...], bool]
 
 
@@ -30,9 +32,9 @@ class Stacks:
     ) -> None:
         self._symbols = Symbols(objects, debuginfod, inlines)
         self._kernel = KernelSymbols()
-        self._spaces: WeakKeyDictionary[Layout, AddressSpace] = WeakKeyDictionary()
+        self._spaces: dict[Layout, AddressSpace] = {}
         self._remembered: dict[tuple[Layout, tuple[int, ...]], _Stack] = {}
-        self._named: WeakKeyDictionary[Layout, dict[int, Named]] = WeakKeyDictionary()
+        self._named: dict[Layout, dict[int, Named]] = {}
         self._held = 0
 
     @property
@@ -55,8 +57,8 @@ class Stacks:
         key = (space.layout, addresses)
         found = self._remembered.get(key)
         if found is None:
-            if len(self._remembered) >= _MAX_REMEMBERED:
-                self._remembered.clear()
+            if len(self._remembered) >= _MAX_REMEMBERED or len(self._spaces) >= _MAX_SPACES:
+                self._forget()
             found = self._remembered[key] = self._name(self._shared(space, root_pid), addresses)
         return found
 
@@ -92,6 +94,7 @@ class Stacks:
 
     def _forget(self) -> None:
         self._remembered.clear()
+        self._spaces.clear()
         self._named.clear()
         self._held = 0
 
