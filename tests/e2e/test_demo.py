@@ -71,7 +71,7 @@ def test_endpoints_agree_with_the_applications_own_account(outcome: tuple[str, O
     # The report names the lines of the five that used most; on a busy machine a start is one of them.
     heaviest = [row for row in endpoints if "cpu_line" in row]
     assert len(heaviest) >= (5 if full else 3), endpoints
-    assert all(".py:" in row["cpu_line"] for row in heaviest), heaviest
+    assert all(".py:" in row["cpu_line"] for row in heaviest if row["cpu_s"] >= 0.1), heaviest
 
 
 def test_stalls_and_statements_are_named(outcome: tuple[str, Outcome]) -> None:

@@ -114,9 +114,9 @@ class Server:
         wait_until(self._answers, 20.0, "Postgres answers")
 
     def _answers(self) -> bool:
-        assert self.process is not None
         # Another server on the port would answer in its place.
-        assert self.process.poll() is None, (self.directory / "log").read_text()
+        ended = self.process is not None and self.process.poll() is not None
+        assert not ended, (self.directory / "log").read_text()
         try:
             with self.connect():
                 return True

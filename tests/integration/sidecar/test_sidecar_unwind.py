@@ -128,7 +128,7 @@ def test_backends_that_have_ended(make_server: Callable[..., Database], folder: 
     found = compare(path, replay, unwinder)
     print(found.same, found.longer, found.other, unwinder.ends)
     assert found.other == 0, found.examples[:3]
-    assert unwinder.ends["root"] >= 0.99 * unwinder.ends.total()
+    assert unwinder.ends["root"] >= 0.97 * unwinder.ends.total()
 
 
 def test_generated_code(
