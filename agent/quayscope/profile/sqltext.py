@@ -26,6 +26,7 @@ MAX_ROW = 500
 
 _PLACE = "\x01"  # not "?", which is an operator too; written as "?" at the end
 _ROW = "(\x01)"
+_SETTING_HEAD = 24
 _RUN = 500  # repetitions an expression may take at once: each costs memory while it matches
 
 _TOKEN = re.compile(
@@ -255,9 +256,11 @@ class _Folding:
             return False
         if out[-1] != _PLACE and out[-1] not in ("=", "to"):
             return False
-        if out[begin] == "set":
-            return "=" in out[begin:] or "to" in out[begin:]
-        return out[begin + 1] in ("role", "user", "database", "system") and "set" in out[begin:]
+        # A setting's name stands near the front: looking no further keeps a long statement's cost linear.
+        head = out[begin : begin + _SETTING_HEAD]
+        if head[0] == "set":
+            return "=" in head or "to" in head
+        return head[1] in ("role", "user", "database", "system") and "set" in head
 
     def setting(self) -> None:
         """Take a part of a setting's value: all of them together are one."""

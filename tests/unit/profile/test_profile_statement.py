@@ -184,6 +184,11 @@ HOSTILE = {
     "operators": ":" * 1_000_000,
     "numbers": "1e" * 500_000,
     "long identifier": "a" * 1_000_000,
+    "no setting": "set " + "1 " * 500_000,
+    "no role's setting": "alter role " + "1 " * 500_000,
+    "a setting's values": "set a = " + "x, " * 300_000,
+    "copies": "copy stdout;" * 80_000,
+    "quotes behind backslashes": r"select 'x\'' " * 70_000 + "'",
 }
 
 
