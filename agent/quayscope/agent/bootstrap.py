@@ -79,7 +79,7 @@ def install(arguments: list[str], bundle: str = "") -> None:
     from quayscope.agent.companions import append_packages
     from quayscope.agent.memory import watch_sessions
 
-    append_packages(bundle, sys.path)
+    guarded(append_packages, bundle, sys.path)
     watch_sessions()
     after_import("gunicorn.arbiter", _patch_arbiter)
     after_import("gunicorn.workers.base", _patch_gunicorn)

@@ -18,7 +18,12 @@ _MOST = 16
 
 
 def append_packages(bundle: str, path: list[str]) -> list[str]:
-    """Append to `path` what the bundle in the folder `bundle` brings and `path` lacks; returns what was."""
+    """Append to `path` what the bundle in the folder `bundle` brings and `path` lacks; returns what was.
+
+    Without a folder nothing is: a name alone would be looked for where the application happens to run.
+    """
+    if not os.path.isabs(bundle):
+        return []
     folder = os.path.join(bundle, "packages", "cp{}{}".format(*sys.version_info))
     try:
         names = sorted(os.listdir(folder))[:_MOST]

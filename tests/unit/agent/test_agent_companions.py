@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from quayscope.agent.bundle import write
 from quayscope.agent.companions import append_packages
 
@@ -50,3 +52,12 @@ def test_gunicorn_finds_them(tmp_path: Path) -> None:
             [sys.executable, str(script)], env={"PYTHONPATH": str(tmp_path)}, capture_output=True
         )
         assert done.returncode == code_expected, done.stderr
+
+
+def test_without_a_folder_nothing_is_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies where the application happens to run is never ours."""
+    strange = tmp_path / "packages" / VERSION / "stranger"
+    strange.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    path: list[str] = []
+    assert append_packages("", path) == append_packages(".", path) == path == []
