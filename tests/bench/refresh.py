@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.agent import report as agent
-from bench.postgres import report as postgres
-from bench.sidecar import report as sidecar
+from bench.postgres.report import REPORT as POSTGRES
+from bench.sidecar.report import REPORT as SIDECAR
 
 __all__ = ["refresh"]
 
 TABLES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
     "agent": agent.table,
-    "sidecar": sidecar.table,
-    "postgres": postgres.table,
+    "sidecar": SIDECAR.table,
+    "postgres": POSTGRES.table,
 }
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.postgres.report import missed, table
+from bench.postgres.report import REPORT
 
 
 def test_the_join_is_measured(checkout: Path, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_the_join_is_measured(checkout: Path, tmp_path: Path) -> None:
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
-    assert table(found) in done.stdout
+    assert REPORT.table(found) in done.stdout
     assert found["proven_checked"] > 20
     assert found["proven_right_share"] > 0.98
     assert 0 < found["core_share_join_notes"] < found["core_share_join"] < 0.9
@@ -34,5 +34,5 @@ def test_the_join_is_measured(checkout: Path, tmp_path: Path) -> None:
 
 def test_bounds() -> None:
     """A figure beyond its bound is named, whichever side that is on."""
-    assert missed({"core_share_200_mmap": 0.009, "proven_share_oltp": 0.9, "realtime": True}) == []
-    assert len(missed({"core_share_200_readv": 0.021, "proven_right_share": 0.98})) == 2
+    assert REPORT.missed({"core_share_200_mmap": 0.009, "proven_share_oltp": 0.9, "realtime": True}) == []
+    assert len(REPORT.missed({"core_share_200_readv": 0.021, "proven_right_share": 0.98})) == 2

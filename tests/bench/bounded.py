@@ -1,0 +1,88 @@
+"""Flat figures as a table in Markdown, with the bounds that some of them are held to."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["MB", "PERCENT", "PLAIN", "US", "Report", "surroundings"]
+
+PERCENT, US, MB, PLAIN = "percent", "microseconds", "MB", "plain"
+Figures = Mapping[str, object]
+
+
+class Report(NamedTuple):
+    """What is told of a benchmark: `lines` are (what, key, form) in order; bounds are by key.
+
+    `about` is what the figures were taken on, beside the machine; empty: nothing more.
+    """
+
+    lines: Sequence[tuple[str, str, str]]
+    at_most: Mapping[str, float]
+    at_least: Mapping[str, float]
+    about: str = ""
+
+    def missed(self, figures: Figures) -> list[str]:
+        """Return a line for each bound that a figure does not keep; what was not measured keeps all."""
+        found = []
+        for name, value in figures.items():
+            if not isinstance(value, (int, float)):
+                continue
+            if name in self.at_most and value > self.at_most[name]:
+                found.append(f"{name} is {value:.4f}, more than {self.at_most[name]}")
+            if name in self.at_least and value < self.at_least[name]:
+                found.append(f"{name} is {value:.4f}, less than {self.at_least[name]}")
+        return found
+
+    def table(self, figures: Figures) -> str:
+        """Return the table, what it was taken on first; figures that there are not are left out."""
+        about = (
+            f"{figures['date']}; CPython {figures['python']}, Linux {figures['kernel']}, "
+            f"{figures['cores']} cores ({figures['processor']}), {self.about}"
+            f"load average {figures['load_average']} at the start, {figures['duration_s']} s."
+        )
+        rows = [
+            f"| {name} | {_shown(figures[key], form)} | {self._bound(key, form)} |"
+            for name, key, form in self.lines
+            if key in figures
+        ]
+        return "\n".join([about, "", "| what | figure | bound |", "|---|---|---|", *rows])
+
+    def _bound(self, key: str, form: str) -> str:
+        if key in self.at_most:
+            return f"at most {_shown(self.at_most[key], form)}"
+        return f"at least {_shown(self.at_least[key], form)}" if key in self.at_least else ""
+
+
+def surroundings() -> dict[str, object]:
+    """Return what figures depend on: date, machine, kernel, how busy it was."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _shown(value: object, form: str) -> str:
+    assert isinstance(value, (int, float))
+    if form == PERCENT:
+        return f"{100 * value:.2f} %"
+    if form == US:
+        return f"{value:,.1f} µs"
+    if form == MB:
+        return f"{value:.1f} MB"
+    return f"{value:.4g}"
