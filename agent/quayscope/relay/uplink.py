@@ -170,10 +170,11 @@ class Uplink:
     def _send(self, batch: list[Item]) -> tuple[list[Item], PushFailed | None]:
         """Send a batch; returns what is worth another attempt (its end), and why it did not go."""
         pending = deque([batch] if batch else [])
-        doubtful: list[tuple[Item, PushFailed]] = []
+        doubtful: list[Item] = []
+        doubt: PushFailed | None = None
 
         def unsent(*group: Item) -> list[Item]:
-            return [*(item for item, _ in doubtful), *group, *(item for rest in pending for item in rest)]
+            return [*doubtful, *group, *(item for rest in pending for item in rest)]
 
         while pending:
             group = pending.popleft()
@@ -189,17 +190,34 @@ class Uplink:
                     self._refused(group[0], failure)
                 elif self._fails_over(group[0], others_pass=False):
                     # Perhaps it fails over this one alone: the next one tells.
-                    doubtful.append((group[0], failure))
+                    doubtful.append(group[0])
+                    doubt = failure
                 else:
                     self._note_broken(group[0])
                     return unsent(*group), failure
             else:
                 self._successes += 1
                 self._count("pushed", len(group))
-                for item, reason in doubtful:
-                    self._refused(item, reason)
-                doubtful.clear()
-        return unsent(), doubtful[-1][1] if doubtful else None
+                # The receiver may have become well between the two, so each is tried once more.
+                while doubtful:
+                    unknown = self._send_last_time(doubtful[0])
+                    if unknown is not None:
+                        # Left is the end of the batch: what passed goes again rather than what did not.
+                        return unsent(*group), unknown
+                    del doubtful[0]
+        return unsent(), doubt if doubtful else None
+
+    def _send_last_time(self, item: Item) -> PushFailed | None:
+        """Send what the receiver failed over until now; returns why it cannot be told yet."""
+        try:
+            self._post([item])
+        except PushFailed as failure:
+            if self._renewed(failure) or (failure.retryable and failure.status != _BROKEN):
+                return failure
+            self._refused(item, failure)
+        else:
+            self._count("pushed", 1)
+        return None
 
     def _note_broken(self, item: Item) -> None:
         if len(self._broken) >= _MAX_REMEMBERED:

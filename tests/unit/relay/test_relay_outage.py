@@ -256,3 +256,23 @@ def test_a_broken_receiver_loses_nothing(collector: ReceivingServer, tmp_path: P
     _wait(lambda: sorted(_bodies(collector).split()) == [b"one", b"three", b"two"])
     uplink.close(5.0)
     assert uplink.take_counts()["refused"] == 0
+
+
+def test_a_receiver_that_recovers_between_two_messages_loses_nothing(
+    collector: ReceivingServer, tmp_path: Path
+) -> None:
+    """Well again after it failed over the first of two: that one is not taken for the cause."""
+    alone = 0
+
+    def answer(received: Received) -> int:
+        nonlocal alone
+        alone += received.body == b"one "
+        return 200 if received.body == b"two " or alone > 6 else 500
+
+    collector.answer = answer
+    uplink = _started(Destination(collector.url), tmp_path)
+    for body in (b"one ", b"two "):
+        uplink.hold("metrics", body)
+    _wait(lambda: sorted(_bodies(collector).split()) == [b"one", b"two"])
+    uplink.close(5.0)
+    assert uplink.take_counts()["refused"] == 0
