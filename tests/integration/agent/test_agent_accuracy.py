@@ -75,7 +75,7 @@ def test_stalls_are_what_the_application_saw(serve: Serve, relay: Relay, kept: K
 
     After a quiet minute the first wait may go unseen, once: it is counted, without a stack.
     """
-    gunicorn = serve("--preload", application=APP)
+    gunicorn = serve("--preload", application=APP, environment={"AGENT_TEST_TURNS": "1"})
     paths = ["/statements/20", "/hog/200", "/block/200", "/nap/80", "/small/x"]
     keep_asking(gunicorn, paths, 5, 60 if full else 8)
     true = {(row[0], row[1]): row[2] for row in gunicorn.json("/account")["blocked"]}
