@@ -1,8 +1,9 @@
 """A small fuzzer: real inputs, mutated by a seeded generator, against one reader.
 
 `fuzz(target, inputs, seconds, seed, allowed)` calls the target until the time is up. It fails for any
-exception but the allowed ones, for an input that takes more than 2 s of CPU, and for one that takes 256 MB (or
-as much as is said) of memory more than there was before it. The failure names the seed and round, and where the input was written.
+exception but the allowed ones, for an input that takes more than 2 s of CPU, and for one that takes 256 MB of
+memory (or as much as is said) more than there was before it. The failure names the seed and round, and where
+the input was written.
 """
 
 from __future__ import annotations

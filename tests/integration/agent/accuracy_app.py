@@ -18,7 +18,7 @@ app = Flask(__name__)
 account: dict[tuple[str, str], int] = {}
 """Nanoseconds of thread CPU by (endpoint, span id), measured between the points where others may run."""
 blocked: dict[tuple[str, str], int] = {}
-"""Nanoseconds by (endpoint, what): as the application's own clock saw them; whole turns where it is told to."""
+"""Nanoseconds by (endpoint, what): as the application's own clock saw them; of whole turns where asked."""
 executor = ThreadPoolExecutor(2)
 gevent: Any = sys.modules.get("gevent")
 lock = threading.Lock()
