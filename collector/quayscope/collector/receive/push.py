@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from quayscope.collector.store import ProfileEntry
 from quayscope.profile import MalformedProfile, ProfileError
 from quayscope.profile.pprof import decode
 from quayscope.profile.push import PushSeries, decode_push
+from quayscope.profile.pushjson import push_of_json
 
 __all__ = ["Refused", "read_json", "read_profiles", "read_protobuf"]
 
@@ -35,49 +34,15 @@ def read_protobuf(body: bytes) -> list[PushSeries]:
 
 
 def read_json(body: bytes) -> list[PushSeries]:
-    """Read the same as JSON, `rawProfile` in base64; raises `BadRequest`.
-
-    Source of the names: protobuf's JSON mapping of push.v1 (`rawProfile` or `raw_profile`, `ID`).
-    """
+    """Read the same as JSON, `rawProfile` in base64; raises `BadRequest`."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the push is not JSON: {error}") from error
     try:
-        return [
-            PushSeries(
-                {_text(pair["name"]): _text(pair.get("value", "")) for pair in series.get("labels", ())},
-                tuple(
-                    (
-                        _text(sample.get("ID", sample.get("id", ""))),
-                        _base64(sample.get("rawProfile", sample.get("raw_profile", ""))),
-                    )
-                    for sample in series.get("samples", ())
-                ),
-            )
-            for series in document.get("series", ())
-        ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise BadRequest(
-            "the push's JSON is not {series: [{labels: [{name, value}], samples: [{rawProfile, ID}]}]}"
-        ) from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a string")
-    # JSON can spell lone surrogates, which no store and no UTF-8 can hold.
-    return value.encode("utf-8", "replace").decode("utf-8")
-
-
-def _base64(value: object) -> bytes:
-    if not isinstance(value, str):
-        raise TypeError("not a string")
-    try:
-        standard = value.replace("-", "+").replace("_", "/").rstrip("=")
-        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-    except binascii.Error as error:
-        raise BadRequest(f"a rawProfile is not base64: {error}") from error
+        return push_of_json(document)
+    except MalformedProfile as error:
+        raise BadRequest(str(error)) from error
 
 
 def read_profiles(push: list[PushSeries]) -> Iterator[tuple[ProfileEntry, int] | Refused]:

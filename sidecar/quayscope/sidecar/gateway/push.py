@@ -5,8 +5,6 @@ Sources: grafana/pyroscope `api/push/v1/push.proto`, in protobuf and in its JSON
 
 from __future__ import annotations
 
-import base64
-import binascii
 import gzip
 import hashlib
 import json
@@ -14,8 +12,10 @@ import re
 import time
 from collections.abc import Mapping
 
+from quayscope.profile import MalformedProfile
 from quayscope.profile.protowire import numbers, put_varint
 from quayscope.profile.push import PushSeries, decode_push, encode_push
+from quayscope.profile.pushjson import push_of_json
 from quayscope.sidecar.gateway.body import unpack
 from quayscope.sidecar.gateway.errors import Malformed
 from quayscope.sidecar.gateway.limits import (
@@ -40,7 +40,10 @@ def read_push(body: bytes, labels: Mapping[str, str], *, is_json: bool) -> bytes
     One bad profile refuses the push: nothing of it is taken, and its client hears why.
     """
     if is_json:
-        series = _read_json(body)
+        try:
+            series = push_of_json(load(body))
+        except MalformedProfile as error:
+            raise Malformed(str(error)) from error
     else:
         # Before anything of it is held: four bytes a label would take a hundred times their room.
         check(PUSH, body, MAX_PUSH_FIELDS)
@@ -95,39 +98,3 @@ def _profile(push_id: str, data: bytes, message: bytes, about: str) -> tuple[str
     tail = bytearray()
     put_varint(tail, _TIME_NANOS, time.time_ns())
     return push_id, gzip.compress(message + tail, 6, mtime=0)
-
-
-def _read_json(body: bytes) -> list[PushSeries]:
-    document = load(body)
-    try:
-        return [
-            PushSeries(
-                {_text(pair["name"]): _text(pair.get("value", "")) for pair in series.get("labels", ())},
-                tuple(
-                    (
-                        _text(sample.get("ID", sample.get("id", ""))),
-                        _base64(sample.get("rawProfile", sample.get("raw_profile", ""))),
-                    )
-                    for sample in series.get("samples", ())
-                ),
-            )
-            for series in document.get("series", ())
-        ]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise Malformed(
-            "the JSON is not {series: [{labels: [{name, value}], samples: [{rawProfile, ID}]}]}"
-        ) from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError("not a string")
-    return value.encode("utf-8", "replace").decode("utf-8")
-
-
-def _base64(value: object) -> bytes:
-    standard = _text(value).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
-    except binascii.Error as error:
-        raise Malformed(f"a rawProfile is not base64: {error}") from error
