@@ -256,7 +256,9 @@ class Sampler:
         for descriptor, _ in poller.poll(_BATCH_S * 1000):
             if descriptor == self._wake:
                 os.eventfd_read(self._wake)
-        self._stop.wait(max(0.0, began + _PAUSE_S - time.monotonic()))
+        left = began + _PAUSE_S - time.monotonic()
+        if left > 0:
+            self._stop.wait(left)
 
     def _guard(self, step: Callable[[], None]) -> None:
         # The one border of this thread: a fault costs the samples at hand, never the sampling.
