@@ -59,8 +59,12 @@ class Losses:
 
     def add(self, other: Losses) -> None:
         """Add `other`'s counts to these."""
-        for name, count in vars(other).items():
-            setattr(self, name, getattr(self, name) + count)
+        # One by one: this runs for each sample of a profile.
+        self.lost += other.lost
+        self.late += other.late
+        self.truncated += other.truncated
+        self.unproven += other.unproven
+        self.unattributed += other.unattributed
 
 
 @dataclass

@@ -63,6 +63,8 @@ class Collected:
         self.source = source
         self.tasks: Counter[int] = Counter()
         self.cpu_ns = 0
+        self.counting: dict[tuple[int, int], list[int]] = {}
+        """The events that counted, one after the other, by task and CPU."""
 
     def collect(self) -> Counter[int]:
         drained: list[Taken[str] | Record] = self.rings.drain()
@@ -72,6 +74,9 @@ class Collected:
             elif self.source.accepts(item.event, item.place[0], item.sample.tid):
                 self.tasks[item.sample.tid] += 1
                 self.cpu_ns += item.cpu_ns
+                events = self.counting.setdefault((item.sample.tid, item.place[0]), [])
+                if events[-1:] != [item.event]:
+                    events.append(item.event)
         self.rings.release()
         return self.tasks
 
@@ -87,6 +92,23 @@ def tasks_of(pid: int) -> set[int]:
 
 def tree_cpu_ns(pid: int) -> int:
     return sum(procfs.cpu_ns(one) or 0 for one in (pid, *procfs.descendants(pid)))
+
+
+def halt(pid: int, until: Any) -> None:
+    """Stop a tree of processes, and wait until it stands still."""
+    pids = [pid, *procfs.descendants(pid)]
+    for one in pids:
+        os.kill(one, signal.SIGSTOP)
+    stats = [Path(f"/proc/{one}/stat") for one in pids]
+    until(
+        lambda: all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats), 20.0, "halted"
+    )
+
+
+def go_on(pid: int) -> None:
+    """Let it run again."""
+    for one in [pid, *procfs.descendants(pid)]:
+        os.kill(one, signal.SIGCONT)
 
 
 def test_old_and_new_tasks(tmp_path: Path, until: Any) -> None:
@@ -106,7 +128,10 @@ def test_old_and_new_tasks(tmp_path: Path, until: Any) -> None:
         process.stdin.flush()
         until(lambda: len(tasks_of(process.pid)) == 8, 5.0, "new tasks")
         until(lambda: set(collected.collect()) >= tasks_of(process.pid), 30.0, "all sampled")
-        assert source.counts()["inherited"] == 5
+        # Of the first that is born after its parent was attached a record does not tell whether it inherited.
+        source.rescan()
+        assert source.counts().total() == 9
+        assert source.counts()["inherited"] >= 4
         source.close()
     finally:
         for pid in procfs.descendants(process.pid):
@@ -124,18 +149,25 @@ def test_forked_while_being_attached(tmp_path: Path, until: Any) -> None:
         source = TaskSource(rings, demand, Plan(99, os.geteuid() == 0, chain=True))
         collected = Collected(rings, source)
         while len(procfs.descendants(process.pid)) < 40:
-            source.set_rate(101)
+            source.set_rate(401)
         source.rescan()
         until(lambda: set(collected.collect()) >= tasks_of(process.pid), 40.0, "all sampled")
         source.rescan()
-        # From here on all is covered: what is counted twice would show.
+        # From here on all is covered: what is counted twice would show. Both clocks are read while all stand
+        # still: a test that waits for a CPU would charge the samples with what was used meanwhile.
+        halt(process.pid, until)
         collected.collect()
         before, used = collected.cpu_ns, tree_cpu_ns(process.pid)
-        until(lambda: collected.collect() and collected.cpu_ns - before > 1_500_000_000, 30.0)
+        go_on(process.pid)
+        until(lambda: collected.collect() and collected.cpu_ns - before > 1_500_000_000, 60.0)
+        halt(process.pid, until)
+        collected.collect()
         share = (collected.cpu_ns - before) / (tree_cpu_ns(process.pid) - used)
-        print(share, source.counts(), source.closed_doubles)
-        # Some 150 samples; who is counted twice has two.
-        assert 0.75 < share < 1.3
+        print(share, source.counts(), source.duplicates)
+        # Each task is short of a part of a period on each CPU, 0.1 s together; who is counted twice has two.
+        assert 0.9 < share < 1.1
+        # No event counts again once another one has taken over.
+        assert all(len(events) == len(set(events)) <= 2 for events in collected.counting.values())
         source.close()
     finally:
         for pid in procfs.descendants(process.pid):

@@ -173,7 +173,7 @@ def test_the_vdso_is_an_object() -> None:
     """The kernel's own code in each process has names, though it is no file."""
     elf = Objects().of(os.getpid(), "[vdso]")
     assert elf is not None
-    assert any(elf.functions.name(f) == "__vdso_gettimeofday" for f in _functions(elf)) or elf.machine == 183
+    assert any(f.name == "__vdso_gettimeofday" for f in _functions(elf)) or elf.machine == 183
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -238,6 +238,38 @@ def test_kernel_names(tmp_path: Path) -> None:
     table.write_text("0000000000000000 T _stext\n0000000000000000 t do_read\n")
     assert KernelSymbols(str(table)).frame(0xFFFFFFFF81000105) == KernelSymbols.UNNAMED
     assert KernelSymbols(str(tmp_path / "none")).frame(1) == KernelSymbols.UNNAMED
+
+
+def test_kernel_names_are_found_among_modules_and_data(tmp_path: Path) -> None:
+    """The last function at or before an address: modules come in any order, data between is no function."""
+    table = tmp_path / "kallsyms"
+    lines = ["0000000000001000 A per_cpu"]
+    lines += [f"ffffffff8{number:03x}0000 {'td'[number % 3 == 2]} core_{number}" for number in range(600)]
+    lines += [
+        f"ffffffffc{999 - number:03d}0000 {'tb'[number % 2]} module_{number}\t[m]" for number in range(1000)
+    ]
+    table.write_text("\n".join(lines) + "\n")
+    symbols = KernelSymbols(str(table))
+    for number in range(600):
+        known = number - (number % 3 == 2)
+        assert symbols.frame(0xFFFFFFFF80000000 + (number << 16)).function == f"core_{known}"
+        assert symbols.frame(0xFFFFFFFF80000000 + (number << 16) + 0xFFFF).function == f"core_{known}"
+    for number in range(0, 998, 2):
+        address = int(f"ffffffffc{999 - number:03d}0000", 16)
+        assert symbols.frame(address + 1).function == f"module_{number}"
+        assert symbols.frame(address - 1).function == f"module_{number + 2}"
+    assert symbols.frame(0xFFFFFFFF7FFFFFFF) == KernelSymbols.UNNAMED
+    assert symbols.frame((1 << 64) - 1).function == "module_0"
+
+
+@pytest.mark.parametrize(
+    "text", ["\n", "\n\n\n", "ffffffff81000000", "zz T x\n", "ffffffff81000000 T \n", "\t[m]\n"]
+)
+def test_kernel_names_of_another_form(tmp_path: Path, text: str) -> None:
+    """What is no table of symbols has no names."""
+    (tmp_path / "kallsyms").write_text(text)
+    symbols = KernelSymbols(str(tmp_path / "kallsyms"))
+    assert [symbols.frame(address) for address in (0, 1 << 63, (1 << 64) - 1)] == [KernelSymbols.UNNAMED] * 3
 
 
 def test_interpreter_itself() -> None:

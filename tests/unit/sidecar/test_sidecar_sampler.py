@@ -50,7 +50,7 @@ def test_gathered_is_bounded() -> None:
     for user in (1, 1, 2, 3, 3, 1):
         gathered.add(key(one, 100, user), PERIOD)
     held = gathered.take(None)
-    assert {key.user[0]: (weight.count, weight.cpu_ns) for key, weight in held.items()} == {
+    assert {key.user[0]: (weight.count, weight.cpu_ns) for key, weight in held} == {
         1: (3, 3 * PERIOD),
         2: (1, PERIOD),
     }
@@ -147,6 +147,25 @@ def test_what_is_said() -> None:
     assert capabilities([good, idle])[1].permitted
     assert capabilities([good, idle])[2].permitted
     assert capabilities([]) == []
+
+
+def test_stacks_end_where_no_code_is() -> None:
+    """A stack is named as far as code is mapped, whatever was remembered of its callers before."""
+    near, far = (Mapping(0x1000, 0x2000, 0, "near"), Mapping(0x3000, 0x4000, 0, "far"))
+    stacks = Stacks(Objects())
+    space = AddressSpace(1, [near, far])
+
+    def shown(*addresses: int) -> list[str]:
+        frames, is_root = stacks.user(space, addresses, 1)
+        assert not is_root
+        return [frame.function for frame in frames]
+
+    for _ in range(2):
+        assert shown(0x1010, 0x3010, 0x1020) == ["near", "far", "near"]
+        assert shown(0x3010, 0x3010, 0x1020) == ["near", "far", "far"]
+        assert shown(0x1010, 0x5000, 0x1020) == ["near"]
+        assert shown(0x5000, 0x3010, 0x1020) == []
+        assert shown(0x1010) == ["near"]
 
 
 def test_what_is_remembered_of_programs_that_come_and_go_is_bounded() -> None:

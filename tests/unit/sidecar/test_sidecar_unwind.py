@@ -445,6 +445,20 @@ def test_the_size_of_the_cache(tmp_path: Path) -> None:
     assert left == ["08", "09"]
 
 
+def test_one_row_is_what_all_rows_say(tmp_path: Path) -> None:
+    """What holds at an address is found without unpacking the rest of its function."""
+    rows = [(0, 0, 1, 0), (4, 1, 3, -2), (20, 5, 0, 0), (21, 8, 1, 11)]
+    functions = [(0x1000 + 64 * number, 64, rows[: number % 4 + 1]) for number in range(20)]
+    stored = StoredRules(tmp_path).save("ab" * 20, 7, functions)
+    assert stored is not None
+    for start, size, kept in functions:
+        for distance in range(70):
+            expected = [row for row in kept if row[0] <= distance][-1]
+            assert stored.row(start, distance) == (size, expected)
+    assert stored.row(0x1001, 0) is None
+    assert stored.row(0x9000, 0) is None
+
+
 def test_a_corrupted_cache(tmp_path: Path) -> None:
     """A file that was cut, changed or made for another object is counted, passed over and replaced."""
     program = object_of(FUNCTIONS, build_id=IDENTITY)

@@ -93,7 +93,8 @@ class Elf:
     A descriptor is duplicated and may be closed by the caller; the copy is closed with the object. Symbols
     are read when they are first asked for. Raises `MalformedElf` when the file is something else or
     contradicts itself, OSError when it cannot be read. `frame_header` is where `.eh_frame_hdr` lies by the
-    program headers: it is there when section headers were stripped.
+    program headers: it is there when section headers were stripped. `has_full_table`: there is a `.symtab`,
+    the names of static functions too.
     """
 
     def __init__(self, source: int | bytes) -> None:
@@ -113,6 +114,7 @@ class Elf:
         self._read_segments(*facts.segments)
         self.sections: list[Section] = []
         self._read_sections(*facts.sections, facts.names)
+        self.has_full_table = any(section.kind == _SHT_SYMTAB for section in self.sections)
         self.build_id = ""
         self.is_go = False
         self._read_notes()
@@ -281,7 +283,7 @@ class Elf:
         """
         function = self.functions.at(address, self.starts.before(address))
         if function is not None:
-            return Symbol(self.functions.name(function), function.address, function.size)
+            return Symbol(function.name, function.address, function.size)
         start, is_function = self.stretch_of(address)
         return Symbol("", start, 0) if is_function else None
 
@@ -319,11 +321,6 @@ class Elf:
                 self.flaws += 1
                 self._starts = Starts()
         return self._starts
-
-    @property
-    def has_full_table(self) -> bool:
-        """Whether it has a `.symtab`: the names of static functions too."""
-        return any(section.kind == _SHT_SYMTAB for section in self.sections)
 
     @property
     def cost(self) -> int:

@@ -52,36 +52,40 @@ class Gathered:
 
     def __init__(self, most: int = MOST_HELD) -> None:
         self._most = most
-        self._held: dict[Key, Weight] = {}
+        self._held: dict[int, dict[Key, Weight]] = {}
+        self._count = 0
         self._dropped: dict[tuple[Tracked, int], int] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return self._count
 
     def add(self, key: Key, cpu_ns: int) -> None:
         """Add one sample; when there is no room it is counted as dropped."""
+        slot_ns = key.slot_ns
         with self._lock:
-            weight = self._held.get(key)
-            if weight is None:
-                if len(self._held) >= self._most:
-                    of = (key.tracked, key.slot_ns)
-                    self._dropped[of] = self._dropped.get(of, 0) + 1
-                    return
-                weight = self._held[key] = Weight()
+            held = self._held.get(slot_ns)
+            if held is None:
+                held = self._held[slot_ns] = {}
+            if self._count >= self._most and key not in held:
+                of = (key.tracked, slot_ns)
+                self._dropped[of] = self._dropped.get(of, 0) + 1
+                return
+            # One look-up: most keys are new, and hashing one costs more than all the rest.
+            before = len(held)
+            weight = held.setdefault(key, Weight())
+            self._count += len(held) - before
             weight.count += 1
             weight.cpu_ns += cpu_ns
 
-    def take(self, before_ns: int | None) -> dict[Key, Weight]:
+    def take(self, before_ns: int | None) -> list[tuple[Key, Weight]]:
         """Return, and hold no longer, the samples of seconds that began before; None: all."""
+        ready: list[tuple[Key, Weight]] = []
         with self._lock:
-            if before_ns is None:
-                ready, self._held = self._held, {}
-                return ready
-            ready = {key: weight for key, weight in self._held.items() if key.slot_ns < before_ns}
-            for key in ready:
-                del self._held[key]
-            return ready
+            for slot_ns in [one for one in self._held if before_ns is None or one < before_ns]:
+                ready += self._held.pop(slot_ns).items()
+            self._count -= len(ready)
+        return ready
 
     def take_dropped(self) -> dict[tuple[Tracked, int], int]:
         """Return how many samples were dropped since the last call, by target and second."""

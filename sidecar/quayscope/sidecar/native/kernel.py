@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-from array import array
 
 from quayscope.profile import Frame
 
 __all__ = ["KernelSymbols"]
 
-_CODE = b"tTwW"
-_MAX_SYMBOLS = 1 << 20
+_CODE = (b"t", b"T", b"w", b"W")
+_MAX_TEXT = 48 << 20
+"""A table past this many bytes is not read: half a million symbols."""
+_DIGITS = 16
 _MAX_NAME = 512
 _MAX_FRAMES = 20_000
 
@@ -19,7 +19,8 @@ _MAX_FRAMES = 20_000
 class KernelSymbols:
     """Frames for kernel addresses; the table is read when first asked for.
 
-    Some 100,000 functions take 12 bytes each and their names, less than 8 MB; 1,048,576 are kept at most.
+    It is kept as the text that it is, 45 bytes a symbol, which takes 5 to 12 MB: taking 200,000 lines apart
+    costs more than looking the few hundred addresses up in it that are ever asked for.
     """
 
     UNNAMED = Frame("[kernel]", kind="kernel")
@@ -28,9 +29,8 @@ class KernelSymbols:
     def __init__(self, path: str = "/proc/kallsyms") -> None:
         self._path = path
         self._loaded = False
-        # The kernel's own functions come in order; the modules' after them, at other addresses.
-        self._parts = (_Packed(), _Packed())
-        self._names = b""
+        # The kernel's own functions come in order, as it looks them up itself; the modules' follow in none.
+        self._parts = (b"", b"")
         self._frames: dict[int, Frame] = {}
 
     def frame(self, address: int) -> Frame:
@@ -46,51 +46,39 @@ class KernelSymbols:
         if not self._loaded:
             self._loaded = True
             self._load()
-        start, name = max(part.before(address) for part in self._parts)
-        if start < 0:
-            return self.UNNAMED
-        end = self._names.find(b"\0", name)
-        return Frame(self._names[name:end].decode(errors="replace"), kind="kernel")
+        wanted = b"%016x" % address
+        core, modules = (_before(part, wanted) for part in self._parts)
+        start, name = modules if modules[0] >= core[0] else core
+        return Frame(name.decode(errors="replace"), kind="kernel") if start.strip(b"0") else self.UNNAMED
 
     def _load(self) -> None:
-        names = bytearray()
-        core, rest = self._parts
-        last = 0
+        text = b""
         with contextlib.suppress(OSError), open(self._path, "rb") as file:
-            for line in file:
-                fields = line.split(None, 3)
-                if len(fields) < 3 or fields[1] not in _CODE:
-                    continue
-                try:
-                    address = int(fields[0], 16)
-                except ValueError:
-                    continue
-                if not 0 < address < 1 << 64:
-                    continue
-                if len(core.addresses) + len(rest.addresses) >= _MAX_SYMBOLS:
-                    break
-                part = core if address >= last and not rest.addresses else rest
-                last = address if part is core else last
-                part.addresses.append(address)
-                part.names.append(len(names))
-                names += fields[2][:_MAX_NAME] + b"\0"
-        rest.sort()
-        self._names = bytes(names)
+            text = file.read(_MAX_TEXT + 1)
+        if len(text) > _MAX_TEXT:
+            return
+        module = text.find(b"\t[")
+        middle = text.rfind(b"\n", 0, module) + 1 if module >= 0 else len(text)
+        self._parts = text[:middle], b"\n".join(sorted(text[middle:].splitlines()))
 
 
-class _Packed:
-    """Addresses, ascending, and where the name of each begins."""
+def _before(text: bytes, wanted: bytes) -> tuple[bytes, bytes]:
+    """Return the address (16 digits) and the name of the last function at or before `wanted`; empty: none.
 
-    def __init__(self) -> None:
-        self.addresses = array("Q")
-        self.names = array("I")
-
-    def sort(self) -> None:
-        order = sorted(range(len(self.addresses)), key=self.addresses.__getitem__)
-        self.addresses = array("Q", map(self.addresses.__getitem__, order))
-        self.names = array("I", map(self.names.__getitem__, order))
-
-    def before(self, address: int) -> tuple[int, int]:
-        """Return the last start at or before an address and its name's place; -1 where there is none."""
-        index = bisect.bisect_right(self.addresses, address) - 1
-        return (self.addresses[index], self.names[index]) if index >= 0 else (-1, 0)
+    Lines are in order of their addresses, which have as many digits each.
+    """
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high) // 2
+        start = text.rfind(b"\n", low, middle) + 1 or low
+        if text[start : start + _DIGITS] <= wanted:
+            low = text.find(b"\n", middle) + 1 or high
+        else:
+            high = start
+    while low > 0:
+        start = text.rfind(b"\n", 0, low - 1) + 1
+        fields = text[start:low].split(None, 3)
+        if len(fields) >= 3 and fields[1] in _CODE and len(fields[0]) == _DIGITS:
+            return fields[0], fields[2][:_MAX_NAME]
+        low = start
+    return b"", b""

@@ -135,9 +135,8 @@ class ObjectNames:
         start = elf.starts.before(address)
         for table in self._tables(elf):
             symbol = table.at(address, start)
-            name = "" if symbol is None else table.name(symbol)
-            if name:
-                return self._named((name,), "native", name in _ROOTS)
+            if symbol is not None and symbol.name:
+                return self._named((symbol.name,), "native", symbol.name in _ROOTS)
         start, is_function = elf.stretch_of(address)
         if start < 0:
             return self.unknown

@@ -37,7 +37,7 @@ class Publisher:
             before = over - over % self._window_ns
             if len(self._gathered) >= _MANY:
                 before = over - SECOND_NS + 1
-        for key, weight in self._gathered.take(before).items():
+        for key, weight in self._gathered.take(before):
             self._add(key, weight)
         for (tracked, slot_ns), count in self._gathered.take_dropped().items():
             tracked.lose(slot_ns, count)
@@ -49,35 +49,34 @@ class Publisher:
 
     def _add(self, key: Key, weight: Weight) -> None:
         tracked, described = key.tracked, key.described
-        frames = [tracked.root]
+        stack: tuple[Frame, ...] = (tracked.root,)
         # A parallel worker's work stands under the statement that it is part of.
         if described.frame is not None:
-            frames.append(described.frame)
+            stack += (described.frame,)
         if key.role != tracked.target.main_role:
-            frames.append(Frame(key.role, kind="root"))
+            stack += (Frame(key.role, kind="root"),)
         complete = key.complete
-        if key.space is not None:
+        if key.space is not None and key.user:
             native, is_root = self._stacks.user(key.space, key.user, tracked.target.root_pid)
-            frames += native
+            stack += native
             complete = complete or is_root
-        frames += self._stacks.kernel(key.kernel)
-        stack = tuple(frames)
+        if key.kernel:
+            stack += self._stacks.kernel(key.kernel)
         endpoint = described.endpoint
         if not endpoint and tracked.target.operation is not None:
             endpoint = tracked.target.operation(stack)
-        losses = Losses(
-            truncated=0 if complete else weight.count,
-            unproven=weight.count if key.unproven else 0,
-            unattributed=0 if endpoint or described.has_request else weight.count,
-        )
+        count = weight.count
+        truncated = 0 if complete else count
+        unattributed = 0 if endpoint or described.has_request else count
+        losses = Losses(0, 0, truncated, count if key.unproven else 0, unattributed)
         attributes = Attributes(
             key.slot_ns,
             endpoint,
             described.run,
             described.phase,
             key.pid,
-            trace_id=described.trace_id,
-            span_id=described.span_id,
+            described.span_id,
+            described.trace_id,
         )
-        tracked.truncated += losses.truncated
-        tracked.windows.add(PROCESS_CPU, key.role, stack, attributes, (weight.count, weight.cpu_ns), losses)
+        tracked.truncated += truncated
+        tracked.windows.add(PROCESS_CPU, key.role, stack, attributes, (count, weight.cpu_ns), losses)

@@ -33,7 +33,8 @@ __all__ = [
 _MMAP2, LOST, _COMM, _EXIT, THROTTLE, _FORK, SAMPLE = 10, 2, 3, 4, 5, 7, 9
 _COMM_EXEC = 1 << 13
 _EXECUTABLE = 4
-_SAMPLE = struct.Struct("<QIIQQ")
+# With the count where it is asked for, and the length of the chain.
+_SAMPLE, _COUNTED = struct.Struct("<QIIQQQ"), struct.Struct("<QIIQQQQ")
 _SAMPLE_AT = 8
 _COUNT = struct.Struct("<Q")
 _LOST = struct.Struct("<QQ")
@@ -45,11 +46,14 @@ _TRAILER_BYTES = 24
 _CONTEXT_FLOOR = (1 << 64) - 4095
 _CONTEXT_KERNEL = (1 << 64) - 128
 _MACHINE = os.uname().machine
-_REGISTERS = {"x86_64": struct.Struct("<17Q"), "aarch64": struct.Struct("<33Q")}.get(
-    _MACHINE, struct.Struct("")
+# And the size of the dump behind them.
+_REGISTERS = {"x86_64": struct.Struct("<17QQ"), "aarch64": struct.Struct("<33QQ")}.get(
+    _MACHINE, struct.Struct("<Q")
 )
 # perf's order is ax bx cx dx si di bp sp ip r8..r15; DWARF's is ax dx cx bx si di bp sp r8..r15 ip.
 _REORDER = itemgetter(0, 3, 2, 1, 4, 5, 6, 7, *range(9, 17), 8)
+_CHAINS = [struct.Struct(f"<{depth}Q") for depth in range(129)]
+"""By depth: the longest that is asked for, with a mark before each of its two parts."""
 
 
 class Parsed(NamedTuple):
@@ -110,31 +114,35 @@ def parse_sample(data: memoryview, at: int, size: int, form: Form) -> Parsed | N
     Its stack is a part of `data`, not a copy.
     """
     end = at + size
+    count = 0
+    kernel: tuple[int, ...] = ()
+    user: tuple[int, ...] = ()
+    registers: tuple[int, ...] = ()
+    stack: bytes | memoryview = b""
     try:
-        event, pid, tid, time_ns, period = _SAMPLE.unpack_from(data, at + _SAMPLE_AT)
-        at += _SAMPLE_AT + _SAMPLE.size
-        count = 0
         if form.counted:
-            (count,) = _COUNT.unpack_from(data, at)
-            at += 8
-        (depth,) = _COUNT.unpack_from(data, at)
-        at += 8
-        if at + depth * 8 > end:
-            return None
-        kernel, user = _split_chain(struct.unpack_from(f"<{depth}Q", data, at)) if depth else ((), ())
-        at += depth * 8
-        registers: tuple[int, ...] = ()
-        stack: bytes | memoryview = b""
+            event, pid, tid, time_ns, period, count, depth = _COUNTED.unpack_from(data, at + _SAMPLE_AT)
+            at += _SAMPLE_AT + _COUNTED.size
+        else:
+            event, pid, tid, time_ns, period, depth = _SAMPLE.unpack_from(data, at + _SAMPLE_AT)
+            at += _SAMPLE_AT + _SAMPLE.size
+        if depth:
+            if at + depth * 8 > end:
+                return None
+            chain = _CHAINS[depth] if depth < len(_CHAINS) else struct.Struct(f"<{depth}Q")
+            kernel, user = _split_chain(chain.unpack_from(data, at))
+            at += depth * 8
         if form.stack_bytes:
             (abi,) = _COUNT.unpack_from(data, at)
             at += 8
             if abi:
-                registers = _REGISTERS.unpack_from(data, at)
-                if _MACHINE == "x86_64":
-                    registers = _REORDER(registers)
+                fields = _REGISTERS.unpack_from(data, at)
+                registers = _REORDER(fields) if _MACHINE == "x86_64" else fields[:-1]
+                dumped = fields[-1]
                 at += _REGISTERS.size
-            (dumped,) = _COUNT.unpack_from(data, at)
-            at += 8
+            else:
+                (dumped,) = _COUNT.unpack_from(data, at)
+                at += 8
             if dumped:
                 if at + dumped + 8 > end:
                     return None
@@ -148,6 +156,8 @@ def parse_sample(data: memoryview, at: int, size: int, form: Form) -> Parsed | N
 
 
 def _split_chain(chain: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if chain[0] == _CONTEXT_KERNEL and max(chain[1:], default=0) < _CONTEXT_FLOOR:
+        return chain[1:], ()
     kernel: list[int] = []
     user: list[int] = []
     into = user

@@ -268,15 +268,17 @@ class Rings(Generic[Source]):
                 self.malformed += 1
                 at = end
                 break
-            view = data
+            view, fields = data, words
             if base + length > size:
                 view, base = memoryview(bytes(data[base:]) + bytes(data[: base + length - size])), 0
+                fields = view.cast("Q")
             kind = header & 0xFFFFFFFF
             if kind == SAMPLE and length >= 32:
-                if int.from_bytes(view[base + 24 : base + 32], "little") > limit:
+                if fields[base // 8 + 3] > limit:
                     break
                 samples += 1
-                taken = self._sample(view, base, length, (ring.cpu, at))
+                held = self._events.get(fields[base // 8 + 1])
+                taken = None if held is None else self._sample(view, base, length, (ring.cpu, at), *held)
                 if taken is not None:
                     out.append(taken)
             elif kind == LOST and length >= 24:
@@ -300,18 +302,19 @@ class Rings(Generic[Source]):
         ring.read = at
 
     def _sample(
-        self, view: memoryview, base: int, length: int, place: tuple[int, int]
+        self,
+        view: memoryview,
+        base: int,
+        length: int,
+        place: tuple[int, int],
+        form: Form,
+        source: Source,
     ) -> Taken[Source] | None:
-        number = int.from_bytes(view[base + 8 : base + 16], "little")
-        held = self._events.get(number)
-        if held is None:
-            return None
-        form, source = held
         parsed = parse_sample(view, base, length, form)
         if parsed is None:
             self.malformed += 1
             return None
-        _, count, sample = parsed
+        number, count, sample = parsed
         cpu_ns = sample.period_ns
         if form.counted:
             cpu_ns = self._weigh(number, sample.tid if form.per_task else 0, count, cpu_ns)

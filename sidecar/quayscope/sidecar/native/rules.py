@@ -139,19 +139,25 @@ class ObjectRules:
             return self._without(address)
         compiled = self._functions.get(index)
         if compiled is None:
-            compiled = self._functions[index] = self._compile(table, index)
+            kept = self._kept(table.start_of(index), address)
+            if kept is not None:
+                return kept
+            compiled = self._functions[index] = self._decode(table, index)
         if address >= compiled.end:
             return self._without(address)
-        rule = compiled.rules[bisect.bisect_right(compiled.starts, address) - 1]
-        if rule[0] == Kind.PLT:
-            return _intern((Kind.SP, rule[1] + ((address & 15) >= rule[2]), 0, None))
-        if rule[0] == Kind.GENERAL and rule[3] is None:
-            # What is stored says only that the rule is a general one: its row is decoded now.
-            compiled = self._functions[index] = self._decode(table, index)
-            if address >= compiled.end:
-                return self.fallback
-            rule = compiled.rules[bisect.bisect_right(compiled.starts, address) - 1]
-        return rule
+        return _at(compiled.rules[bisect.bisect_right(compiled.starts, address) - 1], address)
+
+    def _kept(self, start: int, address: int) -> Rule | None:
+        """Return what an earlier run has stored for an address; None where its function is to be decoded."""
+        found = None if self.stored is None else self.stored.row(start, address - start)
+        if found is None:
+            self.changed = True
+            return None
+        size, (_, kind, step, save) = found
+        if address >= start + size:
+            return self._without(address)
+        # Of a general rule it is stored only that it is one.
+        return None if kind == Kind.GENERAL else _at(_intern((kind, step, save, None)), address)
 
     def _without(self, address: int) -> Rule:
         """Return the rule at an address without information; the first instructions have no caller."""
@@ -181,18 +187,6 @@ class ObjectRules:
             0,
             General(row.cfa, row.registers, function.return_column, function.signal),
         )
-
-    def _compile(self, table: FrameTable, index: int) -> _Compiled:
-        if self.stored is not None:
-            found = self.stored.function(table.start_of(index))
-            if found is not None:
-                size, rows = found
-                start = table.start_of(index)
-                starts = array("Q", [start + distance & _MASK for distance, _, _, _ in rows])
-                rules = [_intern((kind, step, save, None)) for _, kind, step, save in rows]
-                return _Compiled(start + size, starts, rules)
-        self.changed = True
-        return self._decode(table, index)
 
     def _decode(self, table: FrameTable, index: int) -> _Compiled:
         try:
@@ -232,6 +226,13 @@ class ObjectRules:
         """Drop what is compiled; it is compiled again when asked for."""
         self._functions.clear()
         self._whole.clear()
+
+
+def _at(rule: Rule, address: int) -> Rule:
+    """Return a function's rule as it is at an address."""
+    if rule[0] == Kind.PLT:
+        return _intern((Kind.SP, rule[1] + ((address & 15) >= rule[2]), 0, None))
+    return rule
 
 
 def _compile(function: Function, row: Row, short: bool) -> Rule:

@@ -184,6 +184,7 @@ class Sampler:
             feed.tracked.remove(tracked)
             self._close_if_empty(feed)
             self._past["samples"] += tracked.samples
+            self._past["samples_duplicate"] += tracked.source.duplicates
         with self._flushing:
             self._publisher.publish(None)
             tracked.charge(time.time_ns())
@@ -256,7 +257,9 @@ class Sampler:
         for descriptor, _ in poller.poll(_BATCH_S * 1000):
             if descriptor == self._wake:
                 os.eventfd_read(self._wake)
-        self._stop.wait(max(0.0, began + _PAUSE_S - time.monotonic()))
+        left = began + _PAUSE_S - time.monotonic()
+        if left > 0:
+            self._stop.wait(left)
 
     def _guard(self, step: Callable[[], None]) -> None:
         # The one border of this thread: a fault costs the samples at hand, never the sampling.
@@ -317,6 +320,7 @@ class Sampler:
             for feed in self._feeds:
                 counts.update(self._ring_counts(feed))
                 counts["samples"] += sum(tracked.samples for tracked in feed.tracked)
+                counts["samples_duplicate"] += sum(tracked.source.duplicates for tracked in feed.tracked)
             counts["samples_without_maps"] += self._batches.spaceless
             counts["frames_unnamed"] += self._stacks.unnamed
             counts["objects_malformed"] += self._stacks.malformed + self._unwinder.malformed

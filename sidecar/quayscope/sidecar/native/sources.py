@@ -68,6 +68,8 @@ class Source(Protocol):
     kind: str
     refused: dict[int, str]
     """Tasks that are not sampled, and why."""
+    duplicates: int
+    """Samples that were dropped since another event takes those of their task and CPU."""
 
     def rescan(self) -> None:
         """Cover what is not covered yet; to be called about once a second. Raises `NoCgroup`."""
@@ -116,6 +118,7 @@ class CgroupSource(Generic[Key]):
     """
 
     kind = "cgroup"
+    duplicates = 0
 
     def __init__(self, rings: Rings[Key], demand: Demand[Key], plan: Plan) -> None:
         self.refused: dict[int, str] = {}
@@ -189,23 +192,30 @@ class CgroupSource(Generic[Key]):
 class _Attached:
     """The events of one task, by number and CPU, and the tasks that are sampled through it."""
 
-    def __init__(self, pid: int, tid: int) -> None:
-        self.pid = pid
+    def __init__(self, tid: int) -> None:
         self.tid = tid
         self.events: dict[int, tuple[int, int]] = {}  # number -> (cpu, descriptor)
         self.members: set[int] = {tid}
+        self.last = 0
+        """The event opened last: who inherited that has inherited all."""
         self.complete_ns = 0
-        """When the last of its events was open: what it forks from then on is covered on all CPUs."""
+        """When that was open."""
+        self.has_forked = False
+        """Whether a task has been born of it since then."""
         self.threads_checked = False
 
 
 class TaskSource(Generic[Key]):
     """An event a CPU on each task that already runs; what those fork inherits them.
 
-    Whether a task inherited events is known from its birth's record, or from its samples. One that was born
-    while its parent was being attached may have inherited some CPUs' events: it gets its own, and where a
-    sample then shows that it was covered, its own event of that CPU is closed. At most one sample a CPU is
-    counted twice so.
+    That a task inherited all events is known from its birth's record or from a sample. The record is written
+    long after events are inherited: it tells nothing of the first task that is born after its parent was
+    attached, whose fork may have begun before. A later one's began when the fork before it was over.
+
+    One that may have inherited some CPUs' events alone gets its own as well. So that nothing counts twice,
+    one event is chosen for each task and CPU, the first that takes a sample: the others' samples are dropped
+    and counted in `duplicates` for as long as the chosen one is open. An own event is closed where an
+    inherited one is met; what it counted since its last sample, less than a period, is not sampled.
 
     Raises OSError with the kernel's answer for the root; of others it stands in `refused`.
     """
@@ -214,14 +224,17 @@ class TaskSource(Generic[Key]):
 
     def __init__(self, rings: Rings[Key], demand: Demand[Key], plan: Plan) -> None:
         self.refused: dict[int, str] = {}
-        self.closed_doubles = 0
+        self.duplicates = 0
         self._rings = rings
         self._demand = demand
         self._plan = plan
         self._form = _form(rings, plan, per_task=True)
         self._attached: dict[int, _Attached] = {}  # by task
-        self._through: dict[int, _Attached] = {}  # task -> the one whose events it inherited
+        self._through: dict[int, _Attached] = {}  # task -> the one by whose events it is covered
+        self._others: dict[int, set[_Attached]] = {}  # task -> of whom else it has inherited, or may have
         self._owners: dict[int, _Attached] = {}  # by event
+        self._chosen: dict[int, dict[int, int]] = {}  # the event that counts, by task and CPU
+        self._doubtful: set[int] = set()  # tasks born, of which it is not certain that they are covered
         try:
             self._attach_root()
             self.rescan()
@@ -232,19 +245,19 @@ class TaskSource(Generic[Key]):
     def _attach_root(self) -> None:
         root = self._demand.root_pid
         try:
-            self._attach(root, root)
+            self._attach(root)
         except OSError as error:
             if error.errno != errno.EINVAL or not self._form.counted:
                 raise
             # An older kernel cannot tell an heir's count.
             self._form = self._form._replace(counted=False)
-            self._attach(root, root)
+            self._attach(root)
 
-    def _attach(self, pid: int, tid: int) -> None:
+    def _attach(self, tid: int) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if (len(self._owners) + len(self._rings.cpus) * 2) > limit - RESERVED_DESCRIPTORS:
             raise OSError(errno.EMFILE, f"Too many open files ({limit})")
-        attached = _Attached(pid, tid)
+        attached = _Attached(tid)
         try:
             for cpu in self._rings.cpus:
                 descriptor = open_event(
@@ -262,6 +275,7 @@ class TaskSource(Generic[Key]):
                     os.close(descriptor)
                     raise
                 attached.events[number] = (cpu, descriptor)
+                attached.last = number
                 self._owners[number] = attached
         except OSError:
             self._close(attached)
@@ -271,6 +285,10 @@ class TaskSource(Generic[Key]):
 
     def rescan(self) -> None:
         """Attach what nobody's events cover, and let go of what ended."""
+        doubtful, self._doubtful = self._doubtful, set()
+        for tid in doubtful:
+            if tid not in self._through and self._cover(tid):
+                self._cover_threads(tid)
         alive = {self._demand.root_pid, *self._demand.pids()}
         self._forget_dead(alive)
         for pid in alive:
@@ -280,7 +298,7 @@ class TaskSource(Generic[Key]):
                 if not attached.threads_checked:
                     attached.threads_checked = True
                     self._cover_threads(pid)
-            elif pid not in self._through and self._cover(pid, pid):
+            elif pid not in self._through and self._cover(pid):
                 self._cover_threads(pid)
         self.refused = {tid: why for tid, why in self.refused.items() if os.path.exists(f"/proc/{tid}")}  # noqa: PTH110 cheap
 
@@ -292,11 +310,11 @@ class TaskSource(Generic[Key]):
         for task in tasks:
             tid = int(task)
             if tid not in self._through:
-                self._cover(pid, tid)
+                self._cover(tid)
 
-    def _cover(self, pid: int, tid: int) -> bool:
+    def _cover(self, tid: int) -> bool:
         try:
-            self._attach(pid, tid)
+            self._attach(tid)
         except OSError as error:
             if error.errno != errno.ESRCH:
                 self.refused[tid] = error.strerror or str(error)
@@ -306,7 +324,7 @@ class TaskSource(Generic[Key]):
 
     def _forget_dead(self, alive: set[int]) -> None:
         # Births and ends whose records were lost.
-        for attached in list(self._attached.values()):
+        for attached in {*self._owners.values()}:
             gone = {tid for tid in attached.members if tid not in alive and not _runs(tid)}
             for tid in gone:
                 self._leave(tid)
@@ -314,54 +332,90 @@ class TaskSource(Generic[Key]):
     def seen(self, record: Record) -> None:
         """Learn who inherited events, and who ended."""
         if isinstance(record, Forked):
-            attached = self._through.get(record.parent_tid)
-            if (
-                attached is not None
-                and record.time_ns > attached.complete_ns
-                and record.tid not in self._through
-                and len(self._through) < _MAX_TASKS
-            ):
-                attached.members.add(record.tid)
-                self._through[record.tid] = attached
+            self._born(record)
         elif isinstance(record, Ended):
             self._leave(record.tid)
 
-    def _leave(self, tid: int) -> None:
-        attached = self._through.pop(tid, None)
-        self._attached.pop(tid, None)
-        if attached is None:
+    def _born(self, record: Forked) -> None:
+        tid = record.tid
+        if tid in self._through or len(self._through) >= _MAX_TASKS:
             return
-        attached.members.discard(tid)
-        # Closing an event closes what was inherited from it: it stays for its last heir.
-        if not attached.members and attached.tid != self._demand.root_pid:
-            self._close(attached)
+        parent = self._through.get(record.parent_tid)
+        certain = False
+        if parent is not None and record.time_ns > parent.complete_ns:
+            # Who has inherited events has had them all its life.
+            certain = parent.tid != record.parent_tid or parent.has_forked
+            parent.has_forked |= parent.tid == record.parent_tid
+        if not certain:
+            self._doubtful.add(tid)
+        if parent is not None:
+            self._depend(tid, parent, covered=certain)
+
+    def _depend(self, tid: int, owner: _Attached, *, covered: bool) -> None:
+        """Have another one's events stay open for a task, which may be all that it needs."""
+        owner.members.add(tid)
+        if covered:
+            self._doubtful.discard(tid)
+            self._through.setdefault(tid, owner)
+        if self._through.get(tid) is not owner:
+            self._others.setdefault(tid, set()).add(owner)
+
+    def _leave(self, tid: int) -> None:
+        self._chosen.pop(tid, None)
+        self._doubtful.discard(tid)
+        self._attached.pop(tid, None)
+        owners = self._others.pop(tid, set())
+        if tid in self._through:
+            owners.add(self._through.pop(tid))
+        for owner in owners:
+            owner.members.discard(tid)
+            # Closing an event closes what was inherited from it: it stays for its last heir.
+            if not owner.members and owner.tid != self._demand.root_pid:
+                self._close(owner)
 
     def accepts(self, event: int, cpu: int, tid: int) -> bool:
-        """Whether it is no double: of two events on one task and CPU, the inherited one counts."""
+        """Whether the event is the one that counts for this task and CPU."""
         owner = self._owners.get(event)
         if owner is None:
             return False
-        if tid == owner.tid:
+        by_cpu = self._chosen.get(tid)
+        if by_cpu is None:
+            if len(self._chosen) >= _MAX_TASKS:
+                self._chosen.clear()
+            by_cpu = self._chosen[tid] = {}
+        chosen = by_cpu.setdefault(cpu, event)
+        if chosen == event:
+            if tid != owner.tid and self._through.get(tid) is not owner:
+                self._inherited(event, tid, owner)
             return True
+        if chosen not in self._owners:
+            by_cpu[cpu] = event
+            return self.accepts(event, cpu, tid)
+        self.duplicates += 1
+        self._close_own(tid, event, chosen)
+        return False
+
+    def _inherited(self, event: int, tid: int, owner: _Attached) -> None:
+        """Learn from a sample that a task has inherited an event."""
+        # Not the last one: it may have been born while its parent was being attached.
+        if tid in self._through or len(self._through) < _MAX_TASKS:
+            self._depend(tid, owner, covered=event == owner.last)
+
+    def _close_own(self, tid: int, *events: int) -> None:
+        """Close a task's own event where it has inherited one of the same CPU."""
         own = self._attached.get(tid)
-        if own is not None and own is not owner:
-            for number, (its_cpu, descriptor) in list(own.events.items()):
-                if its_cpu == cpu:
-                    self._close_event(own, number, descriptor)
-                    self.closed_doubles += 1
-            owner.members.add(tid)
-        elif tid not in self._through and len(self._through) < _MAX_TASKS:
-            owner.members.add(tid)
-            self._through[tid] = owner
-        return True
+        for event in events:
+            if own is not None and event in own.events:
+                (other,) = {*events} - {event}
+                self._depend(tid, self._owners[other], covered=False)
+                self._close_event(own, event, own.events[event][1])
 
     def set_rate(self, hz: int) -> None:
         """Sample `hz` times a second of CPU from now on: by new events, as heirs keep the old period."""
         self._plan = self._plan._replace(hz=hz)
         for attached in {id(held): held for held in self._owners.values()}.values():
             self._close(attached)
-        self._attached.clear()
-        self._through.clear()
+        self._forget_all()
         self._attach_root()
         self.rescan()
 
@@ -381,8 +435,11 @@ class TaskSource(Generic[Key]):
         """Close all events."""
         for attached in {id(held): held for held in self._owners.values()}.values():
             self._close(attached)
-        self._attached.clear()
-        self._through.clear()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        for held in (self._attached, self._through, self._others, self._chosen, self._doubtful):
+            held.clear()
 
     def counts(self) -> Counter[str]:
         """Return how many tasks have events of their own, and how many inherited theirs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 
 from quayscope.profile import Frame
 from quayscope.sidecar.native.debuginfod import Debuginfod
@@ -10,18 +11,19 @@ from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Layout
 from quayscope.sidecar.native.objects import Objects
-from quayscope.sidecar.native.symbols import Named, Symbols
+from quayscope.sidecar.native.symbols import Symbols
 
 __all__ = ["Stacks"]
 
 _MAX_REMEMBERED = 2_048
-"""Distinct user stacks: most samples of a server are of a few hundred. Each keeps its process's maps."""
+"""Distinct stacks of callers: a server has a few hundred. Each keeps its process's maps."""
 
 _MAX_ADDRESSES = 60_000
 _MAX_SPACES = 512
 """Layouts whose first process is known: backends of a server share one, what comes and goes has its own."""
 
-_Stack = tuple[tuple[Frame, ...], bool]
+_Frames = tuple[Frame, ...]
+_Stack = tuple[_Frames, bool]
 
 
 class Stacks:
@@ -32,9 +34,9 @@ class Stacks:
     ) -> None:
         self._symbols = Symbols(objects, debuginfod, inlines)
         self._kernel = KernelSymbols()
-        self._spaces: dict[Layout, AddressSpace] = {}
         self._remembered: dict[tuple[Layout, tuple[int, ...]], _Stack] = {}
-        self._named: dict[Layout, dict[int, Named]] = {}
+        self._kernels: dict[tuple[int, ...], _Frames] = {}
+        self._known: dict[Layout, _Known] = {}
         self._held = 0
 
     @property
@@ -50,54 +52,79 @@ class Stacks:
     def user(self, space: AddressSpace, addresses: tuple[int, ...], root_pid: int) -> _Stack:
         """Return the frames, root first, and whether the outermost is where a thread begins.
 
-        Files are read through the process, else, when it is gone, through `root_pid` of the same container.
+        `addresses` are leaf first, one at least. Files are read through the process, else, when it is gone,
+        through `root_pid` of the same container.
         """
-        if self._symbols.refresh():
+        if self._symbols.refresh() or self._held > _MAX_ADDRESSES:
             self._forget()
-        key = (space.layout, addresses)
+        layout = space.layout
+        known = self._known.get(layout)
+        if known is None:
+            if len(self._known) >= _MAX_SPACES:
+                self._forget()
+            known = self._known[layout] = _Known(_shared(space, root_pid))
+        leaf = known.frames.get(addresses[0]) or self._learn(known, addresses[0])
+        if leaf is None:
+            return (), False
+        # The function that runs differs from sample to sample, those that called it do so seldom.
+        callers = addresses[1:]
+        if not callers:
+            return leaf, addresses[0] in known.roots
+        key = (layout, callers)
         found = self._remembered.get(key)
         if found is None:
-            if len(self._remembered) >= _MAX_REMEMBERED or len(self._spaces) >= _MAX_SPACES:
-                self._forget()
-            found = self._remembered[key] = self._name(self._shared(space, root_pid), addresses)
-        return found
+            if len(self._remembered) >= _MAX_REMEMBERED:
+                self._remembered.clear()
+            found = self._remembered[key] = self._name(known, callers)
+        return found[0] + leaf, found[1]
 
-    def _shared(self, space: AddressSpace, root_pid: int) -> AddressSpace:
-        # Processes of one layout run the same files: the first one's names are all the others'.
-        shared = self._spaces.get(space.layout)
-        if shared is None:
-            pid = space.pid if os.path.exists(f"/proc/{space.pid}") else root_pid  # noqa: PTH110 cheaper
-            shared = self._spaces[space.layout] = AddressSpace(pid, space.layout)
-        return shared
-
-    def _name(self, space: AddressSpace, addresses: tuple[int, ...]) -> _Stack:
-        known = self._named.get(space.layout)
-        if known is None:
-            known = self._named[space.layout] = {}
-        frames: list[Frame] = []
-        is_root = False
+    def _name(self, known: _Known, addresses: tuple[int, ...]) -> _Stack:
+        frames: list[_Frames] = []
         for address in addresses:
-            named = known.get(address)
-            if named is None:
-                if space.find(address) is None:
-                    # Code without frame pointers led the kernel astray: what follows is no stack.
-                    is_root = False
-                    break
-                named = known[address] = self._symbols.frames(space, address)
-                self._held += 1
-            frames += named.frames
-            is_root = named.is_root
-        if self._held > _MAX_ADDRESSES:
-            self._forget()
+            found = known.frames.get(address) or self._learn(known, address)
+            if found is None:
+                break
+            frames.append(found)
         frames.reverse()
-        return tuple(frames), is_root
+        return tuple(chain.from_iterable(frames)), len(frames) == len(addresses) and address in known.roots
+
+    def _learn(self, known: _Known, address: int) -> _Frames | None:
+        if known.space.find(address) is None:
+            # Code without frame pointers led the kernel astray: what follows is no stack.
+            return None
+        named = self._symbols.frames(known.space, address)
+        self._held += 1
+        if named.is_root:
+            known.roots.add(address)
+        found = known.frames[address] = named.frames[::-1]
+        return found
 
     def _forget(self) -> None:
         self._remembered.clear()
-        self._spaces.clear()
-        self._named.clear()
+        self._known.clear()
         self._held = 0
 
-    def kernel(self, addresses: tuple[int, ...]) -> tuple[Frame, ...]:
+    def kernel(self, addresses: tuple[int, ...]) -> _Frames:
         """Return the kernel's frames, root first."""
-        return tuple([self._kernel.frame(address) for address in reversed(addresses)])
+        found = self._kernels.get(addresses)
+        if found is None:
+            if len(self._kernels) >= _MAX_REMEMBERED:
+                self._kernels.clear()
+            found = tuple([self._kernel.frame(address) for address in reversed(addresses)])
+            self._kernels[addresses] = found
+        return found
+
+
+class _Known:
+    """The frames of one layout's addresses, root first, and which of them are roots."""
+
+    def __init__(self, space: AddressSpace) -> None:
+        self.space = space
+        self.frames: dict[int, _Frames] = {}
+        self.roots: set[int] = set()
+
+
+def _shared(space: AddressSpace, root_pid: int) -> AddressSpace:
+    # Processes of one layout run the same files: the first one's names are all the others'.
+    pid = space.pid if os.path.exists(f"/proc/{space.pid}") else root_pid  # noqa: PTH110 cheaper
+    return AddressSpace(pid, space.layout)

@@ -28,6 +28,7 @@ _MAGIC = b"QSRULES1"
 _HEADER = struct.Struct("<8sIIII")
 _FUNCTION = struct.Struct("<QIII")
 _ROW = struct.Struct("<IiiB")
+_DISTANCE = struct.Struct("<I")
 _SUFFIX = ".rules"
 _BUILD_ID = re.compile(r"[0-9a-f]{16,128}")
 _MAX_FILE = 8 << 20
@@ -55,6 +56,25 @@ class Stored(NamedTuple):
         _, size, first, count = self.functions[index]
         rows = memoryview(self.rows)[first * _ROW.size : (first + count) * _ROW.size]
         return size, [(at, kind, step, save) for at, step, save, kind in _ROW.iter_unpack(rows)]
+
+    def row(self, start: int, distance: int) -> tuple[int, StoredRow] | None:
+        """Return the size of the function that starts at a virtual address and its row so far from there.
+
+        None if it is not kept. Nothing is unpacked but what is asked for.
+        """
+        index = bisect.bisect_left(self.starts, start)
+        if index == len(self.starts) or self.starts[index] != start:
+            return None
+        _, size, first, count = self.functions[index]
+        low, high = first, first + count
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _DISTANCE.unpack_from(self.rows, middle * _ROW.size)[0] <= distance:
+                low = middle
+            else:
+                high = middle
+        at, step, save, kind = _ROW.unpack_from(self.rows, low * _ROW.size)
+        return size, (at, kind, step, save)
 
 
 class StoredRules:

@@ -1,4 +1,4 @@
-"""Symbol tables packed into arrays: which function holds an address, at 16 bytes a function and its name.
+"""Symbol tables packed into arrays: which function holds an address, at 13 bytes a function and the names.
 
 Layout of a table's entries: the System V ABI's "Symbol Table" (64-bit). A table of Python objects would take
 ten times the memory.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import bisect
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import compress, islice, repeat
+from operator import sub
 from typing import NamedTuple
 
 __all__ = ["Function", "FunctionTable", "Starts", "Symbol", "find_variable"]
@@ -22,6 +24,8 @@ _STB_LOCAL = 0
 _STB_WEAK = 2
 _MAX_NAME = 4096
 _MAX_SIZE = (1 << 32) - 1
+_MAX_ADDRESS = (1 << 64) - 1
+_MAX_ALIASES = 256
 _MAX_FUNCTIONS = 400_000
 """Functions kept of one object: sorting more takes too much memory for a moment."""
 # .eh_frame_hdr as every linker writes it: table of pairs of signed 32-bit offsets from the header's address.
@@ -39,74 +43,40 @@ class Symbol(NamedTuple):
 
 
 class Function(NamedTuple):
-    """One entry of a `FunctionTable`: virtual address, size in bytes (0: not said), and where its name is."""
+    """One entry of a `FunctionTable`: virtual address, size in bytes (0: not said), and name.
+
+    The name is as it stands in the table: mangled where it is C++ or Rust.
+    """
 
     address: int
     size: int
-    name: int
+    name: str
 
 
 class FunctionTable:
     """The functions of some symbol tables, given as (entries, names); earlier tables win.
 
     Of several names at one address the one that perf would show is kept: of a sized symbol, global before
-    weak before local, with the fewest leading underscores. `skipped` counts functions beyond 400,000.
+    weak before local, with the fewest leading underscores. `skipped` counts names of functions beyond
+    400,000; `cost` is what the table takes in memory, in bytes.
     """
 
     def __init__(self, tables: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self.skipped = 0
-        self.addresses = array("Q")
-        self._sizes = array("I")
-        self._offsets = array("I")
-        self._names = b""
+        self._tables: list[_Table] = []
         for entries, names in tables:
-            self._add(entries, names)
-
-    def _add(self, entries: bytes, names: bytes) -> None:
-        """Merge one table in: sorted as packed numbers, since objects would take ten times the memory."""
-        addresses, sizes, offsets, ranks = array("Q"), array("I"), array("I"), array("B")
-        for name, info, _, section, address, size in _SYMBOL.iter_unpack(entries):
-            if not section or not address or info & 15 not in (_STT_FUNC, _STT_GNU_IFUNC):
-                continue
-            if len(addresses) + len(self.addresses) >= _MAX_FUNCTIONS:
-                self.skipped += 1
-                continue
-            addresses.append(address)
-            sizes.append(min(size, _MAX_SIZE))
-            offsets.append(name)
-            ranks.append(_rank(names, name, info >> 4, size))
-        held = self.addresses
-        merged = array("Q"), array("I"), array("I")
-        kept = bytearray()
-        at, last = 0, -1
-        for index in sorted(range(len(addresses)), key=lambda i: addresses[i] << 8 | ranks[i]):
-            address = addresses[index]
-            while at < len(held) and held[at] <= address:
-                last = held[at]
-                self._copy(at, merged, kept)
-                at += 1
-            if address == last:
-                continue
-            last = address
-            end = names.find(b"\0", offsets[index], offsets[index] + _MAX_NAME)
-            _append(merged, kept, address, sizes[index], names[offsets[index] : max(end, offsets[index])])
-        for rest in range(at, len(held)):
-            self._copy(rest, merged, kept)
-        self.addresses, self._sizes, self._offsets = merged
-        self._names = bytes(kept)
-
-    def _copy(self, index: int, into: tuple[array[int], array[int], array[int]], names: bytearray) -> None:
-        start = self._offsets[index]
-        name = self._names[start : self._names.find(b"\0", start)]
-        _append(into, names, self.addresses[index], self._sizes[index], name)
+            table = _Table(entries, names, _MAX_FUNCTIONS - len(self))
+            self.skipped += table.skipped
+            self._tables.append(table)
+        self.cost = sum(table.cost for table in self._tables)
 
     def __len__(self) -> int:
-        return len(self.addresses)
+        return sum(map(len, self._tables))
 
     @property
-    def cost(self) -> int:
-        """What the table takes in memory, in bytes."""
-        return 16 * len(self.addresses) + len(self._names)
+    def addresses(self) -> list[int]:
+        """Where functions start, ascending; made anew each time."""
+        return sorted({start for table in self._tables for start in table.starts if start})
 
     def at(self, address: int, floor: int) -> Function | None:
         """Return the function that holds a virtual address.
@@ -114,35 +84,83 @@ class FunctionTable:
         Assembly routines have symbols without a size: those reach to the next start that is known, which
         `floor` is (the last start at or before the address by other sources, -1: none).
         """
-        index = bisect.bisect_right(self.addresses, address) - 1
-        if index < 0:
+        last, holder = 0, None
+        for table in self._tables:
+            start = table.before(address)
+            if start > last:
+                last, holder = start, table
+        if holder is None:
             return None
-        start, size = self.addresses[index], self._sizes[index]
-        if address < start + size or (size == 0 and floor <= start):
-            return Function(start, size, self._offsets[index])
-        return None
-
-    def name(self, function: Function) -> str:
-        """Return a function's name as it stands in the table: mangled where it is C++ or Rust."""
-        end = self._names.find(b"\0", function.name)
-        return self._names[function.name : end].decode(errors="replace")
+        found = holder.best(last)
+        return found if address < last + found.size or (found.size == 0 and floor <= last) else None
 
 
-def _append(
-    into: tuple[array[int], array[int], array[int]], names: bytearray, address: int, size: int, name: bytes
-) -> None:
-    into[0].append(address)
-    into[1].append(size)
-    into[2].append(len(names))
-    names += name + b"\0"
+class _Table:
+    """One symbol table's functions in order of address, taken apart into columns of 13 bytes a function.
+
+    Nothing is done for each of them in Python: of a hundred thousand only some hundred are ever asked for.
+    """
+
+    def __init__(self, entries: bytes, names: bytes, most: int) -> None:
+        wanted = _functions(entries)
+        values = memoryview(entries).cast("Q")
+        starts, sizes = values[1::3], values[2::3]
+        order = list(islice(compress(range(len(wanted)), wanted), most))
+        self.skipped = wanted.count(1) - len(order)
+        order.sort(key=starts.__getitem__)
+        self._names = names if order else b""
+        self._base = starts[order[0]] if order else 0
+        span = starts[order[-1]] - self._base if order else 0
+        distances = map(sub, map(starts.__getitem__, order), repeat(self._base))
+        self._distances = array("I" if span <= _MAX_SIZE else "Q", distances)
+        self._sizes = array("I", map(min, map(sizes.__getitem__, order), repeat(_MAX_SIZE)))
+        self._offsets = array("I", map(memoryview(entries).cast("I")[::6].__getitem__, order))
+        self._bindings = bytes(map(entries[4 :: _SYMBOL.size].__getitem__, order))
+
+    def __len__(self) -> int:
+        return len(self._distances)
+
+    @property
+    def starts(self) -> set[int]:
+        """The addresses at which functions start."""
+        return {self._base + distance for distance in self._distances}
+
+    @property
+    def cost(self) -> int:
+        """What it takes in memory, in bytes."""
+        return len(self) * (self._distances.itemsize + 9) + len(self._names)
+
+    def before(self, address: int) -> int:
+        """Return the last start at or before an address, 0 where there is none."""
+        index = bisect.bisect_right(self._distances, address - self._base) - 1
+        return self._base + self._distances[index] if index >= 0 else 0
+
+    def best(self, start: int) -> Function:
+        """Return what starts at an address, by the best of its names."""
+        first = bisect.bisect_left(self._distances, start - self._base)
+        last = bisect.bisect_right(self._distances, start - self._base, first)
+        index = min(range(first, min(last, first + _MAX_ALIASES)), key=self._rank)
+        at = self._offsets[index]
+        end = self._names.find(b"\0", at, at + _MAX_NAME)
+        return Function(start, self._sizes[index], self._names[at : max(end, at)].decode(errors="replace"))
+
+    def _rank(self, index: int) -> int:
+        at, binding = self._offsets[index], self._bindings[index] >> 4
+        prefix = self._names[at : at + 3]
+        weakness = 8 if binding == _STB_LOCAL else 4 if binding == _STB_WEAK else 0
+        return (0 if self._sizes[index] else 16) + weakness + len(prefix) - len(prefix.lstrip(b"_"))
 
 
-def _rank(names: bytes, at: int, binding: int, size: int) -> int:
-    underscores = 0
-    while underscores < 3 and names[at + underscores : at + underscores + 1] == b"_":
-        underscores += 1
-    weakness = 8 if binding == _STB_LOCAL else 4 if binding == _STB_WEAK else 0
-    return (0 if size else 16) + weakness + underscores
+_IS_FUNCTION = bytes(info & 15 in (_STT_FUNC, _STT_GNU_IFUNC) for info in range(256))
+_IS_SET = bytes(bool(byte) for byte in range(256))
+
+
+def _functions(entries: bytes) -> bytes:
+    """Return 1 for each entry that is a function and defined here, else 0."""
+    low, high = entries[6 :: _SYMBOL.size].translate(_IS_SET), entries[7 :: _SYMBOL.size].translate(_IS_SET)
+    defined = int.from_bytes(low, "little") | int.from_bytes(high, "little")
+    wanted = int.from_bytes(entries[4 :: _SYMBOL.size].translate(_IS_FUNCTION), "little") & defined
+    return wanted.to_bytes(len(low), "little")
 
 
 def find_variable(entries: bytes, names: bytes, name: str) -> Symbol | None:
@@ -155,12 +173,16 @@ def find_variable(entries: bytes, names: bytes, name: str) -> Symbol | None:
 
 
 class Starts:
-    """The starts of functions, ascending virtual addresses, and those of their unwind entries (0: none)."""
+    """The starts of functions, ascending virtual addresses, and those of their unwind entries (0: none).
 
-    def __init__(self, starts: Iterable[tuple[int, int]] = ()) -> None:
-        pairs = sorted(starts)
-        self.addresses = array("Q", (start for start, _ in pairs))
-        self._entries = array("Q", (entry for _, entry in pairs))
+    `pairs` of both are given as distances from `base`.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[int, int]] = (), base: int = 0) -> None:
+        ordered = sorted(pairs)
+        self._base = base
+        self._starts: Sequence[int] = array("q", [start for start, _ in ordered])
+        self._entries: Sequence[int] = array("q", [entry for _, entry in ordered])
 
     @classmethod
     def of_frame_header(cls, data: bytes, address: int) -> Starts:
@@ -172,24 +194,32 @@ class Starts:
             return cls()
         table = data[8 + pointer :]
         count = min(int.from_bytes(data[4 + pointer : 8 + pointer], "little"), len(table) // 8)
-        pairs = struct.iter_unpack("<ii", table[: count * 8])
-        return cls(
-            (address + start, max(address + entry, 0))
-            for start, entry in pairs
-            if 0 <= address + start < 1 << 64 and address + entry < 1 << 64
-        )
+        words = memoryview(table[: count * 8]).cast("i")
+        starts = words[::2].tolist()
+        if starts != sorted(starts):
+            # Linkers sort it.
+            return cls(zip(starts, words[1::2], strict=True), address)
+        found = cls((), address)
+        found._starts, found._entries = words[::2], words[1::2]
+        return found
+
+    @property
+    def addresses(self) -> list[int]:
+        """All starts; made anew each time."""
+        return [self._base + start for start in self._starts if 0 <= self._base + start <= _MAX_ADDRESS]
 
     def before(self, address: int) -> int:
         """Return the last start at or before an address, -1 where there is none."""
-        index = bisect.bisect_right(self.addresses, address) - 1
-        return self.addresses[index] if index >= 0 else -1
+        index = bisect.bisect_right(self._starts, address - self._base) - 1
+        return max(-1, self._base + self._starts[index]) if index >= 0 else -1
 
     def entry_before(self, address: int) -> int:
         """Return the address of the unwind entry of that start, 0 where there is none."""
-        index = bisect.bisect_right(self.addresses, address) - 1
-        return self._entries[index] if index >= 0 else 0
+        index = bisect.bisect_right(self._starts, address - self._base) - 1
+        entry = self._base + self._entries[index] if index >= 0 else 0
+        return entry if 0 <= entry <= _MAX_ADDRESS else 0
 
     @property
     def cost(self) -> int:
         """What they take in memory, in bytes."""
-        return 16 * len(self.addresses)
+        return 16 * len(self._starts) if isinstance(self._starts, array) else 8 * len(self._starts)

@@ -63,7 +63,9 @@ class CfiUnwinder:
         self._views.move_to_end(space.layout)
         out: list[int] = []
         end: End | None = None
-        data = memoryview(stack)[: len(stack) & ~7]
+        data = stack if isinstance(stack, memoryview) else memoryview(stack)
+        if len(data) & 7:
+            data = data[: len(data) & ~7]
         if len(registers) == _X86_64_REGISTERS:
             if not registers[7] & 7:
                 end = walk(view, space, registers, data, out, MAX_FRAMES)
