@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -137,6 +138,20 @@ class DemoProcess:
             assert self.process.poll() is None, self.outcome(0).stderr
             time.sleep(0.05)
         raise AssertionError(f"{text!r} was never said: {self.outcome(0).stderr}")
+
+    def wait_for_page(self, seconds: float) -> None:
+        """Wait until the load is over and the report said; the parts stay up."""
+        deadline = time.monotonic() + seconds
+        while "everything stays up" not in (self.directory / "stdout").read_text():
+            assert self.process.poll() is None, self.outcome(0).stderr
+            assert time.monotonic() < deadline, self.outcome(0).stderr
+            time.sleep(0.1)
+
+    def page(self) -> str:
+        """Return the address of its page."""
+        found = re.search(r"^flame graphs: (\S+)", (self.directory / "stdout").read_text(), re.MULTILINE)
+        assert found is not None
+        return found[1]
 
 
 def alive(pids: Sequence[int]) -> list[int]:

@@ -88,6 +88,19 @@ def test_stalls_and_statements_are_named(outcome: tuple[str, Outcome]) -> None:
         assert "'" not in row["statement"].replace("''", "")
 
 
+def test_database_time_has_its_endpoint(outcome: tuple[str, Outcome]) -> None:
+    """Of the database's time within the registry's statements at least 95 % has an endpoint.
+
+    Where shared memory may not be read, what ends a transaction has none.
+    """
+    way, result = outcome
+    database = result.report["database"]
+    assert database["seconds"] > 0.5
+    assert len(database["endpoints"]) >= 8
+    if way != "refused":
+        assert database["attributed_share"] >= 0.95, database
+
+
 def test_spans_and_costs_are_there(outcome: tuple[str, Outcome], full: bool) -> None:
     """Spans were stored, and the cost of a thousand requests is known for each tier."""
     _, result = outcome

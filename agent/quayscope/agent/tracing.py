@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quayscope.agent.context import current
 from quayscope.agent.faults import add, fault, guarded
-from quayscope.profile.statement import normalize
+from quayscope.profile.statement import normalize, operation
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -24,9 +24,10 @@ PROFILE_ID = "pyroscope.profile.id"
 """Span attribute by which a Pyroscope data source finds the samples of a span (grafana/otel-profiling)."""
 MAX_SPANS = 4_096
 """Finished spans kept until they are written, at most once a second."""
-_STATEMENT_KEYS = ("db.statement", "db.query.text")
+_STATEMENT_KEYS = ("db.statement", "db.query.text", "db.query.summary")
 _ADDRESS_KEYS = ("http.target", "http.url", "url.full")
-_QUERY_KEYS = ("url.query", "db.statement.parameters")
+_QUERY_KEYS = ("url.query", "db.statement.parameters", "db.query.parameter", "db.operation.parameter")
+"""How the keys of what may hold secrets begin."""
 _MAX_TEXT = 1_000
 _MIDDLEWARES = 16
 
@@ -93,16 +94,18 @@ def _row(span: ReadableSpan) -> list[Any]:
     context = span.get_span_context()
     assert context is not None
     parent = span.parent
+    attributes = _attributes(span)
+    name = operation(span.name) if any(key.startswith("db.") for key in attributes) else span.name
     return [
         format(context.trace_id, "032x"),
         format(context.span_id, "016x"),
         format(parent.span_id, "016x") if parent else "",
-        span.name[:_MAX_TEXT],
+        name[:_MAX_TEXT],
         span.kind.value + 1,  # OTLP begins with "unspecified"
         span.start_time or 0,
         span.end_time or 0,
         span.status.status_code.value,
-        _attributes(span),
+        attributes,
     ]
 
 
@@ -111,7 +114,7 @@ def _attributes(span: ReadableSpan) -> dict[str, Any]:
     for key, value in (span.attributes or {}).items():
         if key in _STATEMENT_KEYS:
             kept[key] = normalize(str(value)[: 8 * _MAX_TEXT]).text[:_MAX_TEXT]
-        elif key in _QUERY_KEYS:
+        elif key.startswith(_QUERY_KEYS):
             continue  # a query string may hold a token
         elif key in _ADDRESS_KEYS:
             kept[key] = str(value).partition("?")[0][:_MAX_TEXT]

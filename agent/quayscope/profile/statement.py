@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from quayscope.profile.sqltext import shape
 
-__all__ = ["Statement", "comment_head", "comment_pairs", "comment_tail", "normalize"]
+__all__ = ["Statement", "comment_head", "comment_pairs", "comment_tail", "normalize", "operation"]
 
 MEMO = 2048
 """How many statements are remembered; a service has hundreds."""
@@ -32,6 +32,8 @@ _REQUEST_KEYS = ("route", "trace", "run", "phase")
 _KEYS = (*_REQUEST_KEYS, "fp")
 _PAIR = re.compile(r"(?<![\w%.-])([\w%.-]{1,64})='([^'\\]*(?:\\.[^'\\]*)*)'")
 _IDS = {"trace": re.compile(r"[0-9a-f]{32}"), "fp": re.compile(r"[0-9a-f]{16}")}
+_PLAIN = re.compile(r"[\w.:/-]{1,80}(?: [\w.:/-]{1,80}){0,2}")
+_WORDS = re.compile(r"[A-Za-z]{1,20}(?: [A-Za-z]{1,20})?(?![^\s])")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -57,6 +59,18 @@ def normalize(sql: str) -> Statement:
     rest = sql[close + 2 :].lstrip()
     found = _remembered(rest) if len(rest) <= LONGEST_MEMO_TEXT else _normalize(rest)
     return found._replace(comment={**found.comment, **_read_ours(sql[2:close])})
+
+
+def operation(name: str) -> str:
+    """Return a database span's name as it is where it is one, else the words that a statement begins with.
+
+    Instrumentations name spans after the statement: by all of it, or by its first word, which in a broken
+    one is anything.
+    """
+    if _PLAIN.fullmatch(name) is None or re.search(r"\d{3}", name):
+        words = _WORDS.match(name)
+        return words.group() if words is not None else "statement"
+    return name
 
 
 def comment_pairs(*, route: str = "", trace: str = "", run: str = "", phase: str = "") -> str:

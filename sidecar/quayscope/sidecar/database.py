@@ -153,6 +153,8 @@ class Database:
             "statements_torn": sum(memory.torn for memory in memories),
             "statements_invalid": sum(memory.invalid for memory in memories),
             "statements_unnoted": sampler.unnoted if sampler is not None else 0,
+            "requests_inherited": swept.get("requests_inherited", 0)
+            + (sampler.inherited if sampler is not None else 0),
             "faults": (sampler.faults if sampler is not None else 0)
             + (sessions.faults if sessions is not None else 0),
         }

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from quayscope.profile import Frame
 from quayscope.profile.statement import normalize
 
-__all__ = ["NO_STATEMENT", "Described", "StatementSource", "describe"]
+__all__ = ["INHERITED", "NO_STATEMENT", "Described", "StatementSource", "describe"]
 
 
 class StatementSource(Protocol):
@@ -25,7 +25,8 @@ class StatementSource(Protocol):
 class Described(NamedTuple):
     """A statement as a sample shows it: its frame, and the request that it serves as the comment says.
 
-    `span_id` is the database client's span, where a `traceparent` names it.
+    `span_id` is the database client's span, where a `traceparent` names it. `inherited`: the request is that
+    of another statement of its transaction.
     """
 
     frame: Frame | None = None
@@ -34,6 +35,7 @@ class Described(NamedTuple):
     phase: str = ""
     trace_id: str = ""
     span_id: str = ""
+    inherited: bool = False
 
     @property
     def has_request(self) -> bool:
@@ -42,6 +44,8 @@ class Described(NamedTuple):
 
 
 NO_STATEMENT = Described()
+INHERITED = Frame("request of its transaction", kind="root")
+"""Stands below a statement whose request is inherited."""
 _TRACEPARENT = "traceparent='"
 LONGEST_DESCRIBED = 16_384
 """What of a statement is normalised, in characters: a bulk insert's head says what it is (5 ms at most)."""

@@ -123,10 +123,9 @@ def test_agent_image_copies_the_agent(builder: Builder, tmp_path: Path) -> None:
     assert {path.stat().st_uid for path in volume.iterdir()} == {65532}
 
 
-def test_sidecar_image_runs(builder: Builder, tmp_path: Path, full: bool) -> None:
-    """At full size: the sidecar's image is built offline from wheels, has no pip, and its program runs."""
-    if not full:
-        pytest.skip("takes wheels of everything: --full")
+@pytest.mark.full_size
+def test_sidecar_image_runs(builder: Builder, tmp_path: Path) -> None:
+    """The sidecar's image is built offline from wheels, has no pip, and its program runs."""
     base = tmp_path / "base"
     library = Path("/usr/lib/python3.11")
     put(

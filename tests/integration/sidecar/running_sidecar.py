@@ -17,8 +17,9 @@ __all__ = ["RunningSidecar"]
 class RunningSidecar:
     """One sidecar in `directory`, its gateway on free ports, nothing but the gateway to do."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, log_level: str = "info") -> None:
         self.directory = directory
+        self.log_level = log_level
         self.arguments = arguments
         self.process: subprocess.Popen[bytes]
         self.ports: dict[str, int] = {}
@@ -28,7 +29,8 @@ class RunningSidecar:
         """Start it and wait until it serves."""
         ready = self.directory / "ready"
         ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "quayscope.cli.main", "sidecar", "--ready-file", str(ready)]
+        command = [sys.executable, "-m", "quayscope.cli.main", f"--log-level={self.log_level}"]
+        command += ["sidecar", "--ready-file", str(ready)]
         command += ["--socket", str(self.directory / "socket"), "--postgres", "off"]
         command += ["--otlp-listen", "127.0.0.1:0", "--push-listen", "127.0.0.1:0", *self.arguments]
         with (self.directory / "log").open("ab") as log:

@@ -24,11 +24,9 @@ from quayscope.sidecar.targets import CLIENT_BACKEND
 _SPIN = "SELECT count(*) FROM generate_series(1, {}) g"
 
 
-@pytest.fixture(scope="module", params=["13", "18"])
-def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any], full: bool) -> Any:
+@pytest.fixture(scope="module", params=["13", pytest.param("18", marks=pytest.mark.full_size)])
+def server(request: pytest.FixtureRequest, server_of: Callable[[str], Any]) -> Any:
     """A server of the oldest major, which the operator deploys for Quay; at full size of the newest too."""
-    if request.param != "13" and not full:
-        pytest.skip("another major: at full size")
     return server_of(request.param)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quayscope.profile.statement import comment_pairs, normalize
+from quayscope.profile.statement import comment_pairs, normalize, operation
 from secret_statements import corpus, shows
 from sql_comment import FINGERPRINT, encode_comment
 
@@ -236,3 +236,19 @@ def test_settings_and_copied_rows(sql: str, text: str) -> None:
     found = normalize(sql)
     assert (found.text, found.truncated) == (text, False)
     assert normalize("copy t from stdin;\n1\tx\n\\.\n").truncated
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("SELECT", "SELECT"),
+        ("SELECT quay.users", "SELECT quay.users"),
+        ("SELECT a FROM b WHERE c = 'x'", "SELECT a"),
+        ("'secret'", "statement"),
+        ("$$secret$$", "statement"),
+        ("12345", "statement"),
+    ],
+)
+def test_a_spans_name_is_no_statement(name: str, kept: str) -> None:
+    """A short plain name stays; of a statement the words stay that it begins with, if it begins with any."""
+    assert operation(name) == kept

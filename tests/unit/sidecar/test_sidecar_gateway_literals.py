@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -54,6 +55,50 @@ def test_no_secret_of_the_corpus_passes() -> None:
     for span, secret in zip(passed, secrets, strict=True):
         assert not shows(str(span).replace("1000000000000000", ""), secret), span
         assert span.status.message == "duplicate key"
+
+
+def _failed(kind: str, message: str, stack: str) -> Span:
+    """A request's span that an exception went through."""
+    span = _span("GET /a", _text("http.route", "/a"))
+    event = span.events.add(name="exception")
+    for key, value in (("type", kind), ("message", message), ("stacktrace", stack)):
+        event.attributes.append(_text(f"exception.{key}", value))
+    span.status.message = f"{kind.rpartition('.')[2]}: {message}"
+    return span
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "told"),
+    [
+        (
+            "psycopg2.errors.SyntaxError",
+            "syntax error at or near \"k3k3\"\nLINE 1: SELECT 'k3k3'\n  ^\n",
+            "syntax error at or near ?",
+        ),
+        # What is quoted has quotes and lines of its own.
+        (
+            "psycopg2.errors.SyntaxError",
+            'unterminated at or near ""k3k3\nx"\nLINE 1: k3k3',
+            "unterminated at or near ?",
+        ),
+        ("psycopg2.errors.SyntaxError", 'at or near "\'a" k3k3\nx"\nLINE 1: k3k3', "at or near ?"),
+        # Wrapped by what stands above the driver.
+        ("RuntimeError", "failed: value 7777 is odd\nDETAIL:  Key (a)=(k3k3)", "failed: value ? is odd"),
+        ("sqlalchemy.exc.DataError", "invalid: 'k3k3'\n[SQL: select k3k3]", "invalid: ?"),
+        ("*pgconn.PgError", 'ERROR: invalid: "k3k3" (SQLSTATE 22P02)', "ERROR: invalid: ? (SQLSTATE 22P02)"),
+    ],
+)
+def test_a_database_error_in_a_span_above_tells_no_literal(kind: str, message: str, told: str) -> None:
+    """Its first line stays without what it quotes, its stack as the places of its calls; the name stays."""
+    calls = '  File "/app/views.py", line 12, in get\n  File "/app/db.py", line 99, in <module>'
+    stack = f"Traceback (most recent call last):\n{calls}\n    cursor.execute('k3k3')\n{kind}: {message}\n"
+    span = _failed(kind, message, stack)
+    (passed,) = _passed(_request(span)).resource_spans[0].scope_spans[0].spans
+    found = {one.key: one.value.string_value for one in passed.events[0].attributes}
+    assert found["exception.message"] == told
+    assert found["exception.stacktrace"] == f"Traceback (most recent call last):\n{calls}"
+    assert passed.status.message == f"{kind.rpartition('.')[2]}: {told}"
+    assert (passed.name, passed.attributes) == (span.name, span.attributes)
 
 
 def test_what_is_no_statement_passes_unchanged() -> None:

@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg2
+
 from quayscope.load.demo.collector import CollectorClient
 from quayscope.load.demo.errors import DemoError
 from quayscope.load.demo.parts import Part, Parts, quayscope_command
 from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.load.demo.processes import children, cpu_seconds
+from quayscope.load.demo.registry.database import APPLICATION
 from quayscope.load.demo.registry.ledger import ledger_cpu
 from quayscope.load.demo.report import Observed, build
 
@@ -262,10 +265,25 @@ class _Demo:
             load=load,
             worker_cpu_s={pid: cpu_seconds(pid) - cpu[pid] for pid in workers},
             truth_cpu_s={name: seconds - truth.get(name, 0.0) for name, seconds in after.items()},
+            other_backends=self._other_backends(),
             application=str(Path(__file__).parent / "registry"),
             database_service=DATABASE_SERVICE,
             failures=self._failures,
         )
+
+    def _other_backends(self) -> set[int]:
+        """Return the backends that serve others than the registry; none where the database is gone."""
+        others = "SELECT pid FROM pg_stat_activity WHERE application_name <> %s"
+        try:
+            connection = psycopg2.connect(self._database.dsn, connect_timeout=5)
+            try:
+                with connection, connection.cursor() as cursor:
+                    cursor.execute(others, (APPLICATION,))
+                    return {int(pid) for (pid,) in cursor.fetchall()}
+            finally:
+                connection.close()
+        except psycopg2.Error:
+            return set()
 
     def settle(self, observed: Observed) -> CollectorClient | None:
         """Wait until the last profile window has arrived; returns a client, or None without a collector."""

@@ -21,6 +21,7 @@ def show(console: Console, report: Mapping[str, Any]) -> None:
     _top(console, report["endpoints"])
     _statements(console, report["statements"], report["waits"])
     _workers(console, report["workers"], report.get("cpu_share_overlap"))
+    _database(console, report.get("database", {}))
     _cost(console, report["cost_per_1000"])
     _lost(console, report["lost"])
     _missing(console, report["missing"], report["failures"])
@@ -162,6 +163,14 @@ def _workers(console: Console, workers: Iterable[Mapping[str, Any]], overlap: fl
     console.print(table)
     if overlap is not None:
         console.print(f"endpoints' CPU shares agree with the application's own account by {overlap:.1%}\n")
+
+
+def _database(console: Console, database: Mapping[str, Any]) -> None:
+    if database.get("seconds"):
+        console.print(
+            f"the database's time for the registry: {database['seconds']:.2f} s within statements,"
+            f" {database['attributed_share']:.1%} of it with its endpoint\n"
+        )
 
 
 def _cost(console: Console, cost: Mapping[str, float | None]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quayscope.load.demo.collector import CollectorClient
+from quayscope.load.demo.database_time import database_time
 from quayscope.load.demo.errors import DemoError
 
 __all__ = ["Observed", "build", "share_overlap"]
@@ -36,6 +37,8 @@ class Observed:
     """Directory of the application's own code: its lines are named in the report."""
     database_service: str
     failures: list[dict[str, Any]] = field(default_factory=list)
+    other_backends: set[int] = field(default_factory=set)
+    """Pids of the database's backends that serve others than the registry."""
 
 
 def build(collector: CollectorClient | None, observed: Observed) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def build(collector: CollectorClient | None, observed: Observed) -> dict[str, An
         "stalls": [],
         "statements": [],
         "waits": [],
+        "database": {},
         "spans": 0,
         "cost_per_1000": {},
         "load": observed.load,
@@ -92,6 +96,7 @@ def _fill(report: dict[str, Any], collector: CollectorClient, observed: Observed
     ]
     report["statements"] = _statements(statements, sampler)
     report["waits"] = _waits(collector, observed.database_service)
+    report["database"] = database_time(collector, observed.database_service, observed.other_backends)
     report["spans"] = collector.span_count()
     report["cost_per_1000"] = _cost(counters, observed.load)
     report["lost"] = _losses(collector, counters)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from quayscope.profile.protowire import fields, put_bytes, put_fixed64, put_text, text, varint
-from quayscope.profile.statement import normalize
+from quayscope.profile.statement import normalize, operation
 
 __all__ = ["without_literals"]
 
@@ -21,11 +21,23 @@ _KEY, _VALUE, _STRING = 1, 2, 1
 _STATEMENTS = frozenset(("db.statement", "db.query.text", "db.query.summary"))
 _DROPPED = ("db.statement.parameters", "db.query.parameter", "db.operation.parameter")
 _MESSAGES = frozenset(("exception.message", "exception.stacktrace"))
-_QUOTED = re.compile(r"\"[^\"]*\"?|'[^']*'?|\([^()]*\)=\([^()]*\)?|\d{3,}")
-_PLAIN = re.compile(r"[\w.:/-]{1,80}(?: [\w.:/-]{1,80}){0,2}")
-_WORDS = re.compile(r"[A-Za-z]{1,20}(?: [A-Za-z]{1,20})?(?![^\s])")
-_TELLING = (b"db.", b"SQL", b"sql")
-"""What one of these is in may be a database's span; the rest is passed on as it is."""
+_STACK, _TYPE = "exception.stacktrace", "exception.type"
+_QUOTED = re.compile(r"""["'].*["']|\([^()]*\)=\([^()]*\)?|\d{3,}""")
+"""From the first quote to the last: what is quoted may itself have quotes in it."""
+_OPEN = re.compile(r"""["'].*""")
+_GOES_ON = ("LINE ", "DETAIL: ", "HINT: ", "CONTEXT: ", "QUERY: ", "[SQL: ", "WARNING: ", "NOTICE: ")
+"""How the line below an error's first begins, where what the first quotes does not go on there."""
+_DATABASES = re.compile(
+    r"psycopg|asyncpg|pgconn|pgx|lib/pq|peewee|sqlalchemy|SQLSTATE|\[SQL: "
+    r"|^(?:LINE \d|DETAIL: |CONTEXT: |QUERY: )",
+    re.MULTILINE,
+)
+"""What one of these is in tells of a database's error: names of drivers and what stands above them, and how
+Postgres's messages go on (libpq, "PQresultErrorMessage")."""
+_FRAME = re.compile(r"""  File "[^"\n]{1,300}", line \d{1,7}, in [\w<>.]{1,200}""")
+_MOST_FRAMES = 200
+_TELLING = (b"db.", b"SQL", b"sql", b"psycopg", b"asyncpg", b"pgconn", b"pgx", b"lib/pq", b"peewee", b"LINE ")
+"""A request with none of these in it has nothing of a database, and is passed on as it is."""
 _FIXED64, _FIXED32, _LENGTH = 1, 5, 2
 Change = Callable[[int, memoryview], bytes | bytearray | None]
 
@@ -33,8 +45,8 @@ Change = Callable[[int, memoryview], bytes | bytearray | None]
 def without_literals(request: bytes) -> bytes:
     """Return an ExportTraceServiceRequest, well-formed as `request` is, without literals in its spans.
 
-    Parameters of statements are left out. Of an error of a database's span the first line stays, without what
-    is quoted in it.
+    Parameters of statements are left out. Of a database's error, in its own span or in those above that it
+    went through, the first line stays without what is quoted in it, and of its stack where each call was.
     """
     if not any(part in request for part in _TELLING):
         return request
@@ -70,19 +82,28 @@ def _scope(_: int, message: memoryview) -> bytearray:
 
 
 def _span(_: int, message: memoryview) -> bytes | bytearray:
-    keys = [_pair(value)[0] for number, _, value in fields(message) if number == _ATTRIBUTES]
-    if not any(key.startswith("db.") for key in keys):
-        return bytes(message)
-    return _changed(message, {_NAME: _named, _ATTRIBUTES: _attribute, _EVENTS: _event, _STATUS: _outcome})
+    parts = [(number, value) for number, _, value in fields(message)]
+    if any(_pair(value)[0].startswith("db.") for number, value in parts if number == _ATTRIBUTES):
+        return _changed(message, {_NAME: _named, _ATTRIBUTES: _attribute, _EVENTS: _event, _STATUS: _outcome})
+    if any(_tells(number, value) for number, value in parts if isinstance(value, memoryview)):
+        return _changed(message, {_EVENTS: _event, _STATUS: _outcome})
+    return bytes(message)
+
+
+def _tells(number: int, value: memoryview) -> bool:
+    """Whether a span's event or status tells of a database's error."""
+    if number == _STATUS:
+        return any(
+            _DATABASES.search(text(part)) for inner, _, part in fields(value) if inner == _STATUS_MESSAGE
+        )
+    if number != _EVENTS:
+        return False
+    pairs = (_pair(part) for inner, _, part in fields(value) if inner == _EVENT_ATTRIBUTES)
+    return any(_DATABASES.search(string or "") for key, string in pairs if key in _MESSAGES or key == _TYPE)
 
 
 def _named(_: int, value: memoryview) -> bytes:
-    """Return a span's name as it is where it is one, else the words that a statement begins with."""
-    name = text(value)
-    if _PLAIN.fullmatch(name) is None or re.search(r"\d{3}", name):
-        words = _WORDS.match(name)
-        name = words.group() if words is not None else "statement"
-    return name.encode("utf-8", "replace")
+    return operation(text(value)).encode("utf-8", "replace")
 
 
 def _pair(value: object) -> tuple[str, str | None]:
@@ -112,7 +133,7 @@ def _attribute(_: int, value: memoryview) -> bytes | bytearray | None:
     if key in _STATEMENTS:
         return _with_string(key, normalize(string or "").text)
     if key in _MESSAGES:
-        return _with_string(key, _told(string or ""))
+        return _with_string(key, (_traced if key == _STACK else _told)(string or ""))
     return bytes(value)
 
 
@@ -126,4 +147,12 @@ def _outcome(_: int, message: memoryview) -> bytearray:
 
 def _told(message: str) -> str:
     """Return an error's first line without what it quotes: Postgres puts statement and values below."""
-    return _QUOTED.sub("?", message.partition("\n")[0])[:1_000]
+    first, newline, rest = message.partition("\n")
+    if newline and rest and not rest.startswith(_GOES_ON):
+        first = _OPEN.sub("?", first)
+    return _QUOTED.sub("?", first)[:1_000]
+
+
+def _traced(stack: str) -> str:
+    """Return a stack's first line, and of each of Python's calls where it was."""
+    return "\n".join([_told(stack), *_FRAME.findall(stack)[-_MOST_FRAMES:]])

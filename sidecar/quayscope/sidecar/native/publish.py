@@ -7,6 +7,7 @@ from quayscope.profile.model import Losses
 from quayscope.sidecar.native.gather import Gathered, Key, Weight
 from quayscope.sidecar.native.stacks import Stacks
 from quayscope.sidecar.native.tracked import Tracked
+from quayscope.sidecar.statements import INHERITED
 from quayscope.sidecar.windows import SECOND_NS
 
 __all__ = ["Publisher"]
@@ -53,6 +54,8 @@ class Publisher:
         # A parallel worker's work stands under the statement that it is part of.
         if described.frame is not None:
             stack += (described.frame,)
+        if described.inherited:
+            stack += (INHERITED,)
         if key.role != tracked.target.main_role:
             stack += (Frame(key.role, kind="root"),)
         complete = key.complete

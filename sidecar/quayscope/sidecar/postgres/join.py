@@ -17,13 +17,14 @@ import time
 from typing import NamedTuple
 
 from quayscope.sidecar.postgres.slots import Glance
+from quayscope.sidecar.postgres.transactions import IDLE_IN_TRANSACTION
 from quayscope.sidecar.targets import CLIENT_BACKEND
 
-__all__ = ["Clock", "Verdict", "judge"]
+__all__ = ["Clock", "Verdict", "is_same_transaction", "judge"]
 
 _MICROSECOND_NS = 1000
 """The server's times are cut to it."""
-_IDLE = ("idle", "idle in transaction", "idle in transaction (aborted)")
+_IDLE = ("idle", *IDLE_IN_TRANSACTION)
 _STEP_NS = 20_000
 """Real time that runs ahead of or behind the monotonic clock by so much between two looks was set."""
 _READS = 4
@@ -97,3 +98,16 @@ def judge(seen: Glance, at_ns: int, now_ns: int, error_ns: int) -> Verdict:
     if seen.state in _IDLE and seen.state_start_ns - error_ns >= at_ns:
         return Verdict.STATEMENT
     return Verdict.UNKNOWN
+
+
+def is_same_transaction(seen: Glance, at_ns: int, now_ns: int, error_ns: int) -> bool:
+    """Whether the transaction that a slot shows was open at a moment before; the times are those of `judge`.
+
+    A transaction that began before that moment and is open still was so all the time.
+    """
+    began_ns = seen.transaction_start_ns
+    return (
+        (seen.state == "active" or seen.state in IDLE_IN_TRANSACTION)
+        and 0 < began_ns <= now_ns + error_ns
+        and began_ns + _MICROSECOND_NS + error_ns <= at_ns
+    )

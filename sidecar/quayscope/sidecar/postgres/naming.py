@@ -35,6 +35,7 @@ class Namer:
     def __init__(self) -> None:
         self._texts: dict[str, Described] = {}
         self._forms: dict[str, Described] = {}
+        self._inherited: dict[tuple[Described, str], Described] = {}
         self._left = BUDGET
         self.undescribed = 0
 
@@ -53,6 +54,19 @@ class Namer:
                 return UNNAMED
             found = self._described(text)
             _keep(self._texts, text, found)
+        return found
+
+    def inherit(self, described: Described, comment: str) -> Described:
+        """Return a statement with the request that another's comment names, and marked so."""
+        request = self.describe(comment)
+        if described.has_request or not request.has_request:
+            return described
+        found = self._inherited.get((described, comment))
+        if found is None:
+            if len(self._inherited) >= _MAX_HELD:
+                self._inherited.clear()
+            found = request._replace(frame=described.frame, inherited=True)
+            self._inherited[described, comment] = found
         return found
 
     def _described(self, text: str) -> Described:

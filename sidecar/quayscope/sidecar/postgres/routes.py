@@ -26,6 +26,8 @@ _HEAD = 8
 _VECTOR = 16
 _NEAR = 8
 """PGPROCs that are copied along rather than left out, of some 900 bytes each."""
+_SHORT = 8
+"""Bytes of an activity's text whose `rest` is read: what ends a transaction is no longer."""
 _MAX_LOOK = 4 << 20
 """Bytes that one call copies of changed slots."""
 _MAX_VECTORS = 1024
@@ -35,7 +37,8 @@ _MAX_VECTORS = 1024
 class Look(NamedTuple):
     """One slot, its parts read in this order; each `counter` is 8 bytes, the slot's counter and pid.
 
-    The times are the head of the entry again, up to its last time.
+    The times are the head of the entry again, up to its last time. `rest` is what lies behind a short
+    activity's end, up to the next zero.
     """
 
     entry: bytes
@@ -46,6 +49,7 @@ class Look(NamedTuple):
     times: bytes
     counter: bytes
     application_again: bytes
+    rest: bytes = b""
 
     def steady(self) -> bool:
         """Whether all parts belong together.
@@ -191,6 +195,10 @@ class MappedMemory:
             name = memory[application : application + APPLICATION_SIZE]
             end = memory.find(b"\0", activity, activity + layout.text_size)
             text = memory[activity : activity + layout.text_size if end < 0 else end]
+            rest = b""
+            if 0 < len(text) <= _SHORT:
+                rest_end = memory.find(b"\0", end + 1, activity + layout.text_size)
+                rest = memory[end + 1 : rest_end if rest_end > end else end + 1]
             looks.append(
                 Look(
                     whole,
@@ -201,6 +209,7 @@ class MappedMemory:
                     memory[entry : entry + TIMES_SIZE],
                     memory[entry : entry + _HEAD],
                     memory[application : application + APPLICATION_SIZE],
+                    rest,
                 )
             )
         return looks
@@ -325,9 +334,10 @@ class ReadMemory:
             parts.append(raw[at : at + size])
             at += size
         entry, entry_counter, wait, name, text, times, counter, again = parts
-        activity = text.partition(b"\0")[0]
+        activity, _, behind = text.partition(b"\0")
+        rest = behind.partition(b"\0")[0] if 0 < len(activity) <= _SHORT else b""
         number = int.from_bytes(wait, "little")
-        return Look(entry, entry_counter, number, name, activity, times, counter, again)
+        return Look(entry, entry_counter, number, name, activity, times, counter, again, rest)
 
     def find(self, server_pid: int) -> int | None:
         """See `SharedMemory`."""

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from quayscope.sidecar import procfs
-from quayscope.sidecar.postgres.join import Clock, Verdict, judge
+from quayscope.sidecar.postgres.join import Clock, Verdict, is_same_transaction, judge
 from quayscope.sidecar.postgres.shared import Peek, SharedReader, Torn
 from quayscope.sidecar.postgres.slots import BACKGROUND_WORKER, Glance, worker_type
+from quayscope.sidecar.postgres.transactions import Transactions
 from quayscope.sidecar.statements import LONGEST_DESCRIBED, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster, backend_type
 
@@ -37,12 +38,14 @@ class Ran(NamedTuple):
 
     `text` is None where it ran no statement, or where it is not known which: then it is `unproven`. `role` is
     None where it has no title yet, or is gone. `pid` is the process itself, or a parallel worker's leader.
+    `comment` is that of another statement of the same transaction, where there is none of its own.
     """
 
     text: str | None
     role: str | None
     unproven: bool
     pid: int
+    comment: str = ""
 
 
 class Noted(NamedTuple):
@@ -85,6 +88,7 @@ class Running:
         self._roles: dict[int, str] = {}
         self._whole: dict[int, _Whole] = {}
         self._workers: dict[int, tuple[str, int]] = {}
+        self._transactions = Transactions()
         self._clock = Clock.read()
         self._trusted = True
 
@@ -177,11 +181,16 @@ class Running:
         if seen is None or not self._trusted:
             return ran._replace(unproven=True)
         clock = self._clock
-        verdict = judge(seen, time_ns + clock.offset_ns, noted.looked_ns, clock.error_ns)
+        times = (time_ns + clock.offset_ns, noted.looked_ns, clock.error_ns)
+        verdict = judge(seen, *times)
+        shown = seen.decoded
+        comment = self._transactions.comment(ran.pid, seen.transaction_start_ns, shown, seen.rest)
         if verdict is Verdict.STATEMENT:
-            text = noted.whole if noted.whole is not None else seen.decoded[:LONGEST_DESCRIBED]
-            return ran._replace(text=text)
-        return ran._replace(unproven=verdict is Verdict.UNKNOWN)
+            text = noted.whole if noted.whole is not None else shown[:LONGEST_DESCRIBED]
+            return ran._replace(text=text, comment=comment)
+        # Between two statements of one transaction, or in one of them that is not known.
+        same = is_same_transaction(seen, *times)
+        return ran._replace(unproven=verdict is Verdict.UNKNOWN, comment=(comment or shown) if same else "")
 
     def _without_slot(self, pid: int) -> Ran:
         """Answer for a process that has no slot: it begins, it has ended, or it is none with statements."""
@@ -220,6 +229,7 @@ class Running:
         """Drop what is known of a process that ended."""
         for held in (self._roles, self._whole, self._workers):
             held.pop(pid, None)
+        self._transactions.forget(pid)
 
 
 Value = TypeVar("Value")

@@ -74,8 +74,9 @@ class StatementNotes:
     A thread of real-time priority for each CPU, kept on it, where that is permitted: the backend whose sample
     it looks at then stands still meanwhile. Else one thread. `realtime` is None, or why there is no priority.
 
-    `faults` counts looks that failed, `unnoted` samples that there was no room for: 65,536 are noted at a
-    time, with 16 MB of text. `filling` is called when the rings are a quarter full.
+    `faults` counts looks that failed, `inherited` samples whose request is that of their transaction,
+    `unnoted` samples that there was no room for: 65,536 are noted at a time, with 16 MB of text. `filling` is
+    called when the rings are a quarter full.
     """
 
     def __init__(self, rings: Rings[Tracked], running: Running, filling: Callable[[], None]) -> None:
@@ -92,6 +93,7 @@ class StatementNotes:
         self.realtime: OSError | None = None
         self.faults = 0
         self.unnoted = 0
+        self.inherited = 0
 
     def start(self) -> None:
         """Begin to wake."""
@@ -186,6 +188,9 @@ class StatementNotes:
             return Note(NO_STATEMENT, None, True, pid)
         ran = self._running.settle(noted, time_ns)
         described = NO_STATEMENT if ran.text is None else self._namer.describe(ran.text)
+        if ran.comment:
+            described = self._namer.inherit(described, ran.comment)
+            self.inherited += described.inherited
         return Note(described, ran.role, ran.unproven, ran.pid)
 
     def role(self, pid: int) -> str | None:
@@ -242,6 +247,11 @@ class PostgresSampling:
     def unnoted(self) -> int:
         """Samples whose statement there was no room to note."""
         return self._notes.unnoted
+
+    @property
+    def inherited(self) -> int:
+        """Samples whose request is that of their transaction."""
+        return self._notes.inherited
 
     @property
     def refused(self) -> Mapping[int, str]:

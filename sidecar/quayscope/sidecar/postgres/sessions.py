@@ -27,7 +27,8 @@ from quayscope.sidecar.postgres.naming import Namer
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.shared import MemoryGone, SharedReader, open_reader
 from quayscope.sidecar.postgres.slots import Slot
-from quayscope.sidecar.statements import LONGEST_DESCRIBED, Described, StatementSource
+from quayscope.sidecar.postgres.transactions import IDLE_IN_TRANSACTION, Transactions
+from quayscope.sidecar.statements import INHERITED, LONGEST_DESCRIBED, Described, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 from quayscope.sidecar.windows import SECOND_NS, Windows
 
@@ -36,7 +37,6 @@ __all__ = ["SOURCE", "SessionTime", "Sessions"]
 log = logging.getLogger(__name__)
 
 SOURCE = "shared memory"
-_IDLE_IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
 _LOCK = "Lock"
 _IDLE_ROOT = Frame("idle in transaction", kind="root")
 _LONGEST_INTERVAL_NS = SECOND_NS
@@ -49,11 +49,15 @@ _LEAST_REST = 3
 
 
 class _Held(NamedTuple):
-    """A slot, since when it is to be charged (monotonic), and how many sweeps have seen it since."""
+    """A slot, since when it is to be charged (monotonic), and how many sweeps have seen it since.
+
+    `comment` is that of another statement of its transaction, where it has none of its own.
+    """
 
     slot: Slot
     since_ns: int
     since_sweep: int
+    comment: str
 
 
 @dataclass
@@ -88,6 +92,9 @@ class SessionTime:
         self._known: dict[tuple[int, int], int] = {}
         self._absent: set[tuple[int, int]] = set()
         self._namer = Namer()
+        self._transactions = Transactions()
+        self.inherited = 0
+        """Looks at sessions whose request is that of their transaction."""
         self._sums: dict[tuple[int, Wait, bool, int, str, int, str], _Sum] = {}
         self._sweeps = 0
         self._last_ns = 0
@@ -115,12 +122,16 @@ class SessionTime:
                 self._charge(number, held, before_ns)
             if new is None:
                 self._whole.pop(number, None)
+                self._transactions.forget(number)
                 continue
             if old is None:
                 self._meet(new)
-            runs = new.active or new.state in _IDLE_IN_TRANSACTION
+            runs = new.active or new.state in IDLE_IN_TRANSACTION
             if runs:
-                self._held[number] = _Held(new, before_ns, self._sweeps)
+                comment = self._transactions.comment(
+                    number, new.transaction_start_ns, new.statement.text, new.rest
+                )
+                self._held[number] = _Held(new, before_ns, self._sweeps, comment)
             if held is None or not _same_statement(held.slot, new):
                 self._whole.pop(number, None)
                 if runs and new.statement.truncated and self._texts is not None:
@@ -132,7 +143,8 @@ class SessionTime:
         """End a second, before the sweep that begins the next is taken in: charge what is held, and emit."""
         self._charge_all(self._last_ns)
         self._held = {
-            number: _Held(held.slot, self._last_ns, self._sweeps) for number, held in self._held.items()
+            number: held._replace(since_ns=self._last_ns, since_sweep=self._sweeps)
+            for number, held in self._held.items()
         }
         self.lock_waiters = frozenset(
             held.slot.session.server_pid for held in self._held.values() if held.slot.wait.kind == _LOCK
@@ -195,7 +207,8 @@ class SessionTime:
         if not slot.wait.event:
             return
         looks = max(1, self._sweeps - held.since_sweep)
-        described = self._namer.describe(self._whole.get(number, slot.statement.text))
+        described = self._describe(number, held)
+        self.inherited += looks * described.inherited
         # The second in which the time ended: it began there, or at the last sweep of the one before.
         unix_ns = until_ns - 1 + self._unix_offset_ns
         session = slot.session
@@ -215,6 +228,10 @@ class SessionTime:
             held_sum.looks += looks
             held_sum.spent_ns += spent_ns
 
+    def _describe(self, number: int, held: _Held) -> Described:
+        described = self._namer.describe(self._whole.get(number, held.slot.statement.text))
+        return self._namer.inherit(described, held.comment) if held.comment else described
+
     def _write(self) -> None:
         """Add what was summed to the profile: once a second, as an addition costs more than a charge."""
         unattributed: Counter[tuple[str, int]] = Counter()
@@ -228,6 +245,8 @@ class SessionTime:
                 frames.append(_IDLE_ROOT)
             if described.frame is not None:
                 frames.append(described.frame)
+            if described.inherited:
+                frames.append(INHERITED)
             frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
             if held_by:
                 frames.append(Frame(held_by, kind="root"))
@@ -327,6 +346,7 @@ class Sessions:
         return {
             **{f"slots_{name}": counts[name] for name in ("torn", "invalid", "dead")},
             "sessions_undescribed": self._time.undescribed,
+            "requests_inherited": self._time.inherited,
         }
 
     def _run(self) -> None:

@@ -12,6 +12,7 @@ from quayscope.sidecar.postgres.enums import Names, Wait
 from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, EPOCH_US, Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.routes import Look
+from quayscope.sidecar.postgres.transactions import left_over
 
 __all__ = [
     "BACKGROUND_WORKER",
@@ -62,7 +63,7 @@ class Slot(NamedTuple):
 
     `statement` is what it runs, or ran last where `state` is an idle one. `query_id` is Postgres's own, 0
     where it computes none (and in 13). `leader` is the server's pid of the backend that a parallel worker
-    works for, else 0.
+    works for, else 0. `rest` is the comment of the statement before, in what ends a transaction.
     """
 
     session: Session
@@ -74,6 +75,7 @@ class Slot(NamedTuple):
     query_start_ns: int
     state_start_ns: int
     leader: int
+    rest: str = ""
 
     @property
     def active(self) -> bool:
@@ -86,7 +88,8 @@ class Glance(NamedTuple):
 
     `text` is as the server keeps it, `truncated` where it fills the place. `activity_start_ns` is when the
     message came that brought it; in a parallel worker, its leader's. The text and its start stay when the
-    backend goes idle, and `state_start_ns` is when it did.
+    backend goes idle, and `state_start_ns` is when it did. `rest` is the comment of the statement before, in
+    what ends a transaction.
     """
 
     backend_type: str
@@ -95,6 +98,8 @@ class Glance(NamedTuple):
     state_start_ns: int
     text: bytes
     truncated: bool
+    transaction_start_ns: int = 0
+    rest: str = ""
 
     @property
     def decoded(self) -> str:
@@ -158,6 +163,7 @@ class Decoder:
             _unix_ns(entry.activity_start),
             _unix_ns(entry.state_start),
             leader,
+            left_over(seen.activity, seen.rest),
         )
 
     def glance(self, entry: Entry, seen: Look) -> Glance:
@@ -169,6 +175,8 @@ class Decoder:
             _unix_ns(entry.state_start),
             seen.activity,
             len(seen.activity) >= self._layout.text_size - 1,
+            _unix_ns(entry.transaction_start),
+            left_over(seen.activity, seen.rest),
         )
 
     def _statement(self, raw: bytes) -> Statement:

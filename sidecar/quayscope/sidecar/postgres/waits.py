@@ -14,12 +14,12 @@ from __future__ import annotations
 from quayscope.profile import BLOCK, Attributes, Frame
 from quayscope.profile.model import Losses
 from quayscope.sidecar.postgres.activity import Backend, Poll
+from quayscope.sidecar.postgres.transactions import IDLE_IN_TRANSACTION
 from quayscope.sidecar.statements import describe
 from quayscope.sidecar.windows import SECOND_NS, Windows
 
 __all__ = ["Waits"]
 
-_IDLE_IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
 _LONGEST_INTERVAL_NS = SECOND_NS
 """What a poll is charged at most: the rest of a longer gap was seen by nobody."""
 
@@ -38,7 +38,7 @@ class Waits:
             return
         slot = poll.time_ns - poll.time_ns % SECOND_NS
         for backend in poll.backends:
-            if backend.wait and (backend.active or backend.state in _IDLE_IN_TRANSACTION):
+            if backend.wait and (backend.active or backend.state in IDLE_IN_TRANSACTION):
                 self._charge(backend, slot, weight)
 
     def _charge(self, backend: Backend, slot: int, weight: int) -> None:

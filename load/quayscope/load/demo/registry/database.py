@@ -11,8 +11,10 @@ import psycopg2
 if TYPE_CHECKING:
     from psycopg2 import extensions
 
-__all__ = ["Database"]
+__all__ = ["APPLICATION", "Database"]
 
+APPLICATION = "registry"
+"""What the registry calls itself towards the database."""
 OPTIONS = "-c statement_timeout=20s -c lock_timeout=10s"
 """A request ends with 503 rather than hang for longer."""
 KEPT = 4
@@ -21,7 +23,7 @@ KEPT = 4
 class Database:
     """Gives out transactions. The pool belongs to a process: nothing may be taken before a fork."""
 
-    def __init__(self, dsn: str, application: str = "registry") -> None:
+    def __init__(self, dsn: str, application: str = APPLICATION) -> None:
         self._dsn = dsn
         self._application = application
         self._idle: list[extensions.connection] = []
