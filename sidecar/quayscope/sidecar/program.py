@@ -168,7 +168,9 @@ class Sidecar:
             options.labels,
             self._capabilities,
         )
-        return Control(peer, pod, options.cache)
+        control = Control(peer, pod, options.cache)
+        self._uplink.tell_clock(control.clock)
+        return control
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""

@@ -196,6 +196,21 @@ def test_workers_are_told_a_rate(stack: Stack) -> None:
         assert begin(stack.collector, **wrong)[0] == 400
 
 
+def test_a_sidecar_tells_its_clock(stack: Stack) -> None:
+    """With what it pushes; on one machine the offset is within its error, and nothing is moved."""
+
+    def told() -> bool:
+        found = stack.collector.get("series", type="process_cpu")["series"]
+        ours = [row for row in found if row["labels"].get("pod") in ("registry-0", "database-0")]
+        return len({row["labels"]["pod"] for row in ours}) == 2 and all(
+            row["clock"]["unknown"] < row["profiles"]
+            and abs(row["clock"]["offset"]) <= row["clock"]["error"] < 0.5
+            for row in ours
+        )
+
+    wait_for(told, 20)
+
+
 def test_every_format(stack: Stack) -> None:
     """The files hold the frames, and the self-contained one refers to nothing else."""
     _, answer, _ = begin(stack.collector, selector={"pod": "database-0"}, seconds=1)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from quayscope.profile.clock import ClockEstimate
 from quayscope.profile.control import Register
 from quayscope.relay import Relay
 from quayscope.sidecar.capabilities import Capabilities
@@ -100,6 +101,11 @@ class Control:
     def attached(self) -> bool:
         """Whether the collector has answered on the stream that is open now."""
         return self._stream.attached
+
+    def clock(self) -> ClockEstimate | None:
+        """Return how far our clock is from the collector's; None while it is not known."""
+        best = self._stream.offset.best
+        return ClockEstimate(best.offset_ns, -(-best.round_trip_ns // 2)) if best.round_trip_ns else None
 
     @property
     def faults(self) -> int:
