@@ -27,6 +27,7 @@ from quayscope.relay.destination import Destination
 from quayscope.relay.uplink import Uplink
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.control.capturer import Captured, Capturer, Window
+from quayscope.sidecar.control.memory import MemoryPushes
 from quayscope.sidecar.control.part import Control, Pod
 from quayscope.sidecar.control.stream import Peer
 from quayscope.sidecar.database import Database, DatabaseOptions
@@ -122,6 +123,7 @@ def main(shift: float, collector: str, control: str, pod: str, pid: int) -> None
                 [target],
                 labels,
                 capabilities,
+                MemoryPushes(),
             ),
             clock=lambda: time.time_ns() + shift_ns,
             wrap=lambda real: Shifted(real, shift_ns),

@@ -20,6 +20,7 @@ from quayscope.sidecar.control.commands import Obedience
 from quayscope.sidecar.control.database import PostgresCapturer
 from quayscope.sidecar.control.golang import GoCapturer, GoMemoryCapturer
 from quayscope.sidecar.control.inventory import Inventory, pod_labels
+from quayscope.sidecar.control.memory import MemoryPushes, PythonMemoryCapturer
 from quayscope.sidecar.control.perf import NativeCapturer, PerfRecordings
 from quayscope.sidecar.control.pyspy import PySpyCapturer
 from quayscope.sidecar.control.stream import ControlStream, Peer
@@ -42,6 +43,7 @@ class Pod(NamedTuple):
     python: Sequence[PythonTarget]
     labels: dict[str, str]
     capabilities: Capabilities
+    pushes: MemoryPushes
 
 
 class Control:
@@ -75,6 +77,7 @@ class Control:
             PostgresCapturer(pod.database, self._recordings),
             GoCapturer(pod.programs.go_address, operations),
             GoMemoryCapturer(pod.programs.go_address, operations),
+            PythonMemoryCapturer(pod.pushes),
             NativeCapturer(self._recordings),
         ]
         self._captures = Captures(
