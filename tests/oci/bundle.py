@@ -51,6 +51,8 @@ class Container:
     """Read-only: where in the container, and which folder of ours."""
     volumes: Mapping[str, Path] = field(default_factory=dict)
     """The same, to be written to."""
+    root: Path | None = None
+    """The files of a built image; None: this machine's own programs."""
 
 
 def make_root(folder: Path) -> None:
@@ -134,6 +136,8 @@ def _mounts(container: Container) -> list[dict[str, Any]]:
         {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": [*fresh, "mode=1777"]},
         {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": [*fresh, "mode=755"]},
     ]
+    if container.root is not None:
+        return mounts
     # Where a container has a folder of its own in one of this machine's, that is not bound.
     covered = {Path(path).parts[1] for path in container.binds if Path(path).parts[1] == "opt"}
     for name in _SYSTEM:

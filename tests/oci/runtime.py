@@ -99,7 +99,7 @@ class Machine:
     def _make(self, container: Container) -> tuple[str, Path]:
         identity = f"{self.name}-{container.name}"
         bundle = self._folder / container.name
-        write_bundle(bundle, self._root, container)
+        write_bundle(bundle, container.root or self._root, container)
         self._containers.append(identity)
         return identity, bundle
 

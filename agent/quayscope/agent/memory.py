@@ -13,6 +13,7 @@ from typing import Any
 
 from quayscope.agent.faults import add, guarded
 from quayscope.agent.hooks import after_import
+from quayscope.profile.headers import PID_HEADER
 
 __all__ = ["start_memory", "watch_sessions"]
 
@@ -62,6 +63,7 @@ def start_memory(address: str, service_name: str, tags: dict[str, str]) -> None:
             cpu_enabled=False,
             mem_enabled=True,
             tags=tags,
+            http_headers={PID_HEADER: str(os.getpid())},
         )
     except TypeError:
         add("pyroscope_too_old")  # before 1.4 there are no memory profiles

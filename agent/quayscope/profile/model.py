@@ -95,6 +95,16 @@ class Profile:
         if len(self.samples) == size:
             self.samples[key] = tuple(a + b for a, b in zip(held, values))
 
+    def move(self, by_ns: int) -> None:
+        """Have it taken so much later, in nanoseconds; slots that are not known stay so."""
+        if not by_ns:
+            return
+        self.start_ns += by_ns
+        samples, self.samples = self.samples, {}
+        for (stack, attributes), values in samples.items():
+            slot_ns = attributes.slot_ns
+            self.add(stack, attributes._replace(slot_ns=slot_ns + by_ns if slot_ns else 0), values)
+
     def totals(self) -> tuple[int, ...]:
         """Return the sum of each column."""
         sums = [0] * len(self.type.values)

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from quayscope.profile.clock import CLOCK_HEADER, ClockEstimate
 from quayscope.profile.errors import MalformedProfile, ProfileError, PushFailed
 from quayscope.profile.model import Profile
 from quayscope.profile.pprof import encode
@@ -153,13 +154,26 @@ class PushClient:
         self._connection: http.client.HTTPConnection | None = None
         self._lock = threading.Lock()
 
-    def push(self, body: bytes) -> None:
+    def push(self, body: bytes, clock: ClockEstimate | None = None) -> None:
         """Send a push.v1.PushRequest; its profiles are gzipped already. Raises `PushFailed`."""
-        self.post(PUSH_PATH, body, "application/proto", compress=False)
+        self.post(PUSH_PATH, body, "application/proto", compress=False, clock=clock)
 
-    def post(self, path: str, body: bytes, content_type: str, *, compress: bool = True) -> bytes:
-        """Send `body` and return the answer's body; raises `PushFailed` for anything but a 2xx."""
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        content_type: str,
+        *,
+        compress: bool = True,
+        clock: ClockEstimate | None = None,
+    ) -> bytes:
+        """Send `body` and return the answer's body; raises `PushFailed` for anything but a 2xx.
+
+        `clock` says how far the clock of the times in it is from the receiver's.
+        """
         headers = {**self._headers, "Content-Type": content_type}
+        if clock is not None:
+            headers[CLOCK_HEADER] = clock.header()
         if compress and len(body) >= _COMPRESS_FROM:
             body = gzip.compress(body, 1, mtime=0)
             headers["Content-Encoding"] = "gzip"

@@ -12,12 +12,14 @@ import ssl
 import threading
 import uuid
 from collections import deque
+from typing import Callable
 
 from quayscope.profile import Profile, PushFailed
+from quayscope.profile.clock import ClockEstimate
 from quayscope.profile.push import encode_push, series_of
 from quayscope.profile.pyroscope import pyroscope_series
 from quayscope.relay.backoff import Backoff
-from quayscope.relay.destination import OTLP, PYROSCOPE, Destination
+from quayscope.relay.destination import COLLECTOR, OTLP, PYROSCOPE, Destination
 from quayscope.relay.errors import BadDestination
 from quayscope.relay.outbox import Item, Outbox
 from quayscope.relay.spool import Spool
@@ -59,6 +61,7 @@ class Uplink:
         self._successes = 0
         self._broken: dict[bytes, tuple[int, int]] = {}
         self._failing = False
+        self._clock: Callable[[], ClockEstimate | None] = _unknown
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self.faults = 0
 
@@ -66,6 +69,11 @@ class Uplink:
         """Begin sending."""
         self._outbox.open()
         self._thread.start()
+
+    def tell_clock(self, clock: Callable[[], ClockEstimate | None]) -> None:
+        """Tell a collector with all that is sent how far our clock is from its own; None: not known."""
+        if self._destination.kind == COLLECTOR:
+            self._clock = clock
 
     def takes(self, kind: str) -> bool:
         """Whether `profiles`, `spans` or `metrics` go to this destination."""
@@ -239,9 +247,9 @@ class Uplink:
         # Protobuf messages concatenated are one message: the repeated fields add up.
         body = b"".join(item.body for item in group)
         if kind == "profiles":
-            self._client.push(body)
+            self._client.push(body, self._clock())
         else:
-            self._client.post(_PATHS[kind], body, "application/x-protobuf")
+            self._client.post(_PATHS[kind], body, "application/x-protobuf", clock=self._clock())
 
     def _renewed(self, failure: PushFailed) -> bool:
         """Read the files again after a 401, or where TLS failed; returns whether that may have helped.
@@ -279,6 +287,10 @@ class Uplink:
             log.info("%s reached again", self._destination.kind, extra={"url": self._destination.url})
         self._failing = failure is not None
         self._outbox.note_away(self._failing)
+
+
+def _unknown() -> ClockEstimate | None:
+    return None
 
 
 def _key(item: Item) -> bytes:

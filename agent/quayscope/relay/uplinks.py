@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from typing import Callable
 
 from quayscope.profile import Profile
+from quayscope.profile.clock import ClockEstimate
 from quayscope.relay.uplink import Uplink
 
 __all__ = ["Uplinks"]
@@ -34,6 +36,11 @@ class Uplinks:
         """Begin sending."""
         for uplink in self._uplinks:
             uplink.start()
+
+    def tell_clock(self, clock: Callable[[], ClockEstimate | None]) -> None:
+        """See `Uplink.tell_clock`."""
+        for uplink in self._uplinks:
+            uplink.tell_clock(clock)
 
     def takes(self, kind: str) -> bool:
         """Whether a kind goes anywhere."""

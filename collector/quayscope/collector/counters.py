@@ -11,6 +11,7 @@ NAMES = {
     "stored": "profiles on disk",
     "refused": "profiles not kept because a limit or the store said no",
     "malformed": "requests and profiles that could not be read",
+    "clock_malformed": "requests whose word on their sender's clock could not be read; stored as they came",
     "duplicates": "profiles and messages that were on disk already, under the same ID",
     "truncated": "samples whose stack was deeper than the limit",
     "spans_received": "spans that arrived",

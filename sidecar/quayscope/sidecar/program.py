@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from quayscope.relay import Relay
 from quayscope.sidecar.capabilities import Capabilities, Capability
+from quayscope.sidecar.control.memory import MemoryPushes
 from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import BadOption, SidecarError
 from quayscope.sidecar.gateway import Gateway, GatewayOptions
@@ -91,9 +92,11 @@ class Sidecar:
         self._reported_changes = 0
         outward = options.outward
         self._uplink = open_uplinks(outward, options.collector, options.token_file, options.insecure)
+        self._pushes = MemoryPushes()
         self._gateway = Gateway(
             GatewayOptions(outward.otlp_listen, outward.push_listen, options.labels, outward.gateway_service),
             self._uplink,
+            self._pushes,
         )
         self._meter = Meter({**options.labels, "service_name": "quayscope-sidecar"}, self._uplink.metrics)
         database_meter = Meter(
@@ -167,8 +170,11 @@ class Sidecar:
             options.python,
             options.labels,
             self._capabilities,
+            self._pushes,
         )
-        return Control(peer, pod, options.cache)
+        control = Control(peer, pod, options.cache)
+        self._uplink.tell_clock(control.clock)
+        return control
 
     def run(self) -> None:
         """Serve until asked to stop; everything held is sent, within five seconds."""

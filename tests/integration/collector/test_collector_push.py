@@ -9,6 +9,7 @@ import socket
 import time
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from integration.collector.running_collector import RunningCollector, cpu_profile
 from quayscope.profile.push import PushSeries, encode_push, series_of
@@ -40,6 +41,43 @@ def test_every_form_of_a_push_is_stored_to_the_nanosecond(shared: RunningCollect
     status, answer = shared.post_push(body, content_type, **headers)
     assert (status, answer) == (200, {} if form.startswith("json") else b"")
     assert total(shared, f"form-{form}") == profile.totals()[1]
+
+
+def test_times_are_moved_by_what_is_known_of_the_senders_clock(shared: RunningCollector) -> None:
+    """By whole seconds; a word on it that cannot be read is counted, and moves nothing."""
+    before = shared.get("status")["clock_malformed"]
+    for service, header, moved in (
+        ("clock-behind", "offset=2600000000, error=5000000", 3),
+        ("clock-odd", "offset=2.6s", 0),
+    ):
+        profile = cpu_profile(service_name=service)
+        headers = {"Quayscope_Clock": header}
+        assert shared.post_push(encode_push([series_of(profile, service)]), **headers)[0] == 200
+        body = gauge(service, profile.start_ns)
+        assert shared.post("/v1/metrics", body, "application/x-protobuf", **headers)[0] == 200
+        start = profile.start_ns // 10**9 + moved
+        match = f"service_name={service}"
+        for second in (1, 2):
+            slot = profile.start_ns + second * 10**9
+            used = sum(values[1] for (_, about), values in profile.samples.items() if about.slot_ns == slot)
+            asked = {"type": CPU, "match": match, "from_": start + second, "to": start + second + 1}
+            assert shared.get("flamegraph", **asked)["total"] == used > 0
+        (series,) = shared.get("metrics", name="clock.test", match=match)["series"]
+        assert series["points"] == [[start, 1.0]]
+        (row,) = shared.get("series", type=CPU, match=match)["series"]
+        known = {"offset": 2.6, "error": 0.005, "unknown": 0}
+        assert row["clock"] == (known if moved else {"offset": 0.0, "error": 0.0, "unknown": 1})
+    assert shared.get("status")["clock_malformed"] - before == 2
+
+
+def gauge(service: str, time_ns: int) -> bytes:
+    """A metrics message of one point."""
+    message = ExportMetricsServiceRequest()
+    resource = message.resource_metrics.add()
+    resource.resource.attributes.add(key="service_name").value.string_value = service
+    metric = resource.scope_metrics.add().metrics.add(name="clock.test")
+    metric.gauge.data_points.add(time_unix_nano=time_ns, as_int=1)
+    return message.SerializeToString()
 
 
 def test_the_same_id_is_stored_once(shared: RunningCollector) -> None:

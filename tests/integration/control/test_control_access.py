@@ -23,7 +23,9 @@ import pytest
 import trustme
 
 from integration.collector.running_collector import RunningCollector, wait_for
-from integration.control.pods import Sidecar, burning
+from integration.control.pods import Sidecar, burning, load, queries
+from open_folders import made_open
+from quayscope.load.demo.postgres import DemoPostgres
 from quayscope.profile import pprof
 
 TOKENS = "sidecars write s-secret\ngrafana read r-secret\nalice read,capture a-secret\n"
@@ -49,6 +51,29 @@ class Guarded(NamedTuple):
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
+
+    def trusted(self) -> tuple[str, ...]:
+        """What a sidecar needs to attach."""
+        token = str(self.directory / "sidecar-token")
+        control = f"https://{self.collector.grpc}"
+        return ("--control", control, "--token-file", token, "--ca-file", str(self.ca))
+
+    def attached(self, pod: str) -> bool:
+        """Whether a pod is attached with targets and its clock is known."""
+        pods = json.loads(self.get("/api/v1/targets", "r-secret")[1])["pods"]
+        return any(one["pod"] == pod and one["round_trip"] and one["targets"] for one in pods)
+
+    def go_pprof(self, path: str, user: str, temporary: Path) -> subprocess.CompletedProcess[str]:
+        """Run Go's pprof on a path, `user` before the host."""
+        go = Path("/usr/local/go/bin/go")
+        url = self.collector.http.replace("://", f"://{user}") + path
+        return subprocess.run(
+            [str(go) if go.exists() else "go", "tool", "pprof", "-top", "-cum", url],
+            capture_output=True,
+            text=True,
+            timeout=150,  # newer Go builds the tool when it is first asked for
+            env={**os.environ, "PPROF_TMPDIR": str(temporary), "SSL_CERT_FILE": str(self.ca)},
+        )
 
     def now(self, *arguments: str, token: str = "a-secret") -> list[str]:
         """A `quayscope now` command."""
@@ -80,19 +105,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     try:
         with burning() as (target,):
             collector.grpc = f"127.0.0.1:{collector.grpc.rpartition(':')[2]}"
+            found = Guarded(collector, ca, directory)
             sidecar = Sidecar(
                 directory, "guarded-0", collector, "--postgres", "off", "--python", f"{target.pid}=worker",
-                "--control", f"https://{collector.grpc}", "--token-file", str(directory / "sidecar-token"),
-                "--ca-file", str(ca),
+                *found.trusted(),
             )  # fmt: skip
-            found = Guarded(collector, ca, directory)
-
-            def attached() -> bool:
-                pods = json.loads(found.get("/api/v1/targets", "r-secret")[1])["pods"]
-                return bool(pods) and pods[0]["round_trip"] and bool(pods[0]["targets"])
-
             try:
-                wait_for(attached, 20)
+                wait_for(lambda: found.attached("guarded-0"), 20)
                 yield found
             finally:
                 sidecar.stop()
@@ -118,6 +137,36 @@ def test_each_scope_opens_its_own_doors(guarded: Guarded) -> None:
     (capture,) = json.loads(guarded.get("/api/v1/captures", "r-secret")[1])["captures"]
     assert capture["by"] == "alice"
     assert f"capture={capture['id']} by=alice" in (guarded.directory / "log").read_text()
+
+
+def test_go_tool_pprof_reads_a_postgres(guarded: Guarded, tmp_path: Path) -> None:
+    """Over TLS, with a token as the password, as if it were a Go program; nothing without the password."""
+    with made_open("guarded") as folder, DemoPostgres(folder / "server") as postgres:
+        postmaster = (folder / "server" / "data" / "postmaster.pid").read_text().split()[0]
+        database = Sidecar(
+            folder,
+            "guarded-db",
+            guarded.collector,
+            "--postgres",
+            postmaster,
+            *guarded.trusted(),
+            environment={"QUAYSCOPE_POSTGRES_DSN": postgres.dsn},
+        )
+        try:
+            with load(queries(postgres.dsn)):
+                wait_for(lambda: guarded.attached("guarded-db"), 20)
+                path = "/targets/guarded-db/debug/pprof/profile?seconds=1"
+                ran = guarded.go_pprof(path, "any:a-secret@", tmp_path)
+                refused = guarded.go_pprof(path, "any:wrong@", tmp_path)
+        finally:
+            database.stop()
+    assert ran.returncode == 0, ran.stderr
+    print(ran.stdout)
+    assert "Type: cpu" in ran.stdout
+    assert "quay-database" in ran.stdout
+    assert "generate_series" in ran.stdout
+    assert refused.returncode != 0
+    assert "401" in refused.stderr
 
 
 def test_now_writes_the_file_and_says_what_is_in_it(guarded: Guarded) -> None:

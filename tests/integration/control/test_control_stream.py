@@ -1,12 +1,8 @@
-"""The control stream: clocks that differ, streams that break, peers of other versions."""
+"""The control stream: streams that break, peers of other versions."""
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,60 +40,7 @@ from quayscope.profile.protowire import put_bytes, put_text
 from quayscope.sidecar.control.offset import ClockOffset
 from quayscope.sidecar.control.stream import ControlStream, Peer
 
-SKEWED = Path(__file__).with_name("skewed_sidecar.py")
 METHOD = f"/{SERVICE}/{ATTACH_METHOD}"
-
-
-@pytest.mark.alone
-def test_clocks_three_seconds_apart(attached_collector: RunningCollector, tmp_path: Path) -> None:
-    """Two nodes begin together, and their times are moved to the collector's, within 100 ms."""
-    shifts = {"behind": -1.5, "ahead": 1.5}
-    with burning() as (target,):
-        started = {
-            pod: subprocess.Popen(
-                [
-                    *(sys.executable, str(SKEWED), "--collector", attached_collector.http),
-                    *("--control", f"http://{attached_collector.grpc}", "--pod", pod),
-                    *("--pid", str(target.pid), "--", str(shift)),
-                ],
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
-            for pod, shift in shifts.items()
-        }
-        try:
-            for pod, shift in shifts.items():
-                seen = wait_attached(attached_collector, pod, 1)
-                # The offset is what the collector's clock is ahead of the node's.
-                wait_for(lambda pod=pod, shift=shift: abs(_offset(attached_collector, pod) + shift) <= 0.1)
-                assert seen["kinds"]
-            _, answer, _ = begin(
-                attached_collector, selector={"role": "worker"}, seconds=1, kinds=["native"], rate=199
-            )
-            shown = wait_over(attached_collector, answer["id"])
-            assert (shown["state"], shown["failed"]) == ("done", []), shown
-            true = {}
-            for pod, process in started.items():
-                assert process.stdout is not None
-                true[pod] = json.loads(process.stdout.readline())["started"]
-            said = {part["pod"]: part["started"] for part in shown["parts"]}
-            print({"true": true, "said": said})
-            assert abs(true["ahead"] - true["behind"]) <= 0.1
-            for pod, time_s in true.items():
-                assert abs(said[pod] - time_s) <= 0.1
-                assert abs(time_s - shown["start"]) <= 0.1
-        finally:
-            for process in started.values():
-                process.terminate()
-            for process in started.values():
-                assert process.wait(10) == 0
-                assert process.stdout is not None
-                process.stdout.close()
-
-
-def _offset(collector: RunningCollector, pod: str) -> float:
-    (found,) = [one for one in collector.get("targets")["pods"] if one["pod"] == pod]
-    return float(found["clock_offset"])
 
 
 def test_a_process_without_an_agent_is_captured_twice_at_once(

@@ -1,94 +1,73 @@
-"""The image files build without a daemon, on a base made here, and what comes out runs as a plain user."""
+"""The image files build without a daemon, on a base made here, and what comes out runs as any plain user.
+
+Every container has a read-only root, a random user without a name, no capability, and its image's own
+environment. At CI size the agent's image and the collector's are built; with `--full` all four.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
-import subprocess
-import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
-IMAGES = Path(__file__).parents[3] / "deploy" / "images"
+from integration.collector.running_collector import cpu_profile
+from integration.injector.conftest import wait_until
+from oci.bundle import Container
+from oci.images import IMAGES, Builder, Built, files_base, made_context, python_base
+from oci.netns import in_network_of
+from oci.runtime import Machine, Pod
+from quayscope.profile.push import PushClient, encode_push, series_of
+from receiving_server import ReceivingServer
+
 NAMES = sorted(path.stem for path in IMAGES.glob("*.Containerfile"))
-PYTHON = Path("/usr/bin/python3.11")
-"""Debian's own: an image's interpreter is no virtual environment."""
+UID = random.randrange(1_000_000_000, 1_000_999_999)
+"""As a platform gives one: of no user that an image knows."""
+WORKLOAD = """
+name: short
+phases:
+  - name: steady
+    rate: 40
+    mix:
+      - {endpoint: "POST /x", path: /x, body: {a: 1}, expect: [200]}
+"""
 
 
-def needed(program: Path) -> set[Path]:
-    """The libraries that a program or library is loaded with."""
-    done = subprocess.run(["ldd", str(program)], capture_output=True, text=True)
-    words = [word for word in done.stdout.split() if word.startswith("/")]
-    return {Path(word) for word in words if Path(word).exists()}
-
-
-def put(root: Path, *programs: Path) -> None:
-    """Copy programs with their libraries to the places where they lie here."""
-    for source in {path for program in programs for path in {program, *needed(program)}}:
-        target = root / source.relative_to("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            shutil.copy2(source.resolve(), target)
-
-
-class Builder:
-    """buildah with a store of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._command = ["buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run")]
-        self._command += ["--storage-driver", "vfs"]
-
-    def run(self, *arguments: str) -> str:
-        """Run it; what it prints."""
-        done = subprocess.run(
-            [*self._command, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "BUILDAH_ISOLATION": "chroot"},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def base(self, name: str, root: Path) -> None:
-        """Make an image of a folder."""
-        container = self.run("from", "scratch")
-        self.run("copy", container, str(root), "/")
-        self.run("commit", container, name)
-
-    def build(self, name: str, base: str, context: Path) -> dict[str, Any]:
-        """Build one of ours; its configuration."""
-        file = str(IMAGES / f"{name}.Containerfile")
-        self.run("build", "--build-arg", f"BASE={base}", "-f", file, "-t", f"localhost/{name}", str(context))
-        config = json.loads(self.run("inspect", "--type", "image", f"localhost/{name}"))["OCIv1"]["config"]
-        assert isinstance(config, dict)
-        return config
-
-    def execute(self, name: str, *command: str, volume: str = "") -> str:
-        """Run a command in a container of an image, as its user."""
-        container = self.run("from", f"localhost/{name}")
-        options = ["--volume", volume] if volume else []
-        return self.run("run", *options, container, "--", *command)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Collect what is built at the size asked for."""
+    if "program" in metafunc.fixturenames:
+        full = metafunc.config.getoption("--full")
+        metafunc.parametrize("program", ["collector", "load", "sidecar"] if full else ["collector"])
 
 
 @pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+def builder() -> Iterator[Builder]:
     """A builder; what it made is removed."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may build here")
-    assert shutil.which("buildah"), "no buildah on PATH; next: apt-get install buildah"
-    folder = tmp_path_factory.mktemp("buildah")
+    folder = Path(tempfile.mkdtemp(prefix="quayscope-images-"))
     yield Builder(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def made(context: Path, *options: str) -> Path:
-    """The folder that images are built from."""
-    subprocess.run([sys.executable, str(IMAGES / "context.py"), str(context), *options], check=True)
-    return context
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory, full: bool) -> Path:
+    """What images of programs are built from."""
+    extras = ("all",) if full else ("collector", "injector")
+    companions = ("--cpython", "3.12") if full else ("--cpython",)
+    return made_context(tmp_path_factory.mktemp("context"), "--extras", *extras, *companions)
+
+
+@pytest.fixture(scope="module")
+def on_python(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base with a Python."""
+    builder.base("base-python", python_base(tmp_path_factory.mktemp("base")))
+    return "base-python"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,47 +86,119 @@ def test_file_says_what_an_image_must(name: str) -> None:
         assert f"org.opencontainers.image.{label}=" in text
 
 
-def test_agent_image_copies_the_agent(builder: Builder, tmp_path: Path) -> None:
+def test_agent_image_copies_the_agent(builder: Builder, node: Machine, tmp_path: Path, full: bool) -> None:
     """Its command, as the init container has it, leaves the agent in a volume that its user may write to."""
-    base = tmp_path / "base"
-    put(base, Path("/bin/cp"))
-    builder.base("base-files", base)
-    config = builder.build("agent", "base-files", made(tmp_path / "context", "--extras", "--cpython"))
-    assert config["User"] == "65532:65532"
-    assert config["Labels"]["org.opencontainers.image.title"] == "quayscope-agent"
+    builder.base("base-files", files_base(tmp_path / "base"))
+    companions = ("--cpython", "3.12") if full else ("--cpython",)
+    built = builder.build("agent", "base-files", made_context(tmp_path / "context", "--extras", *companions))
+    assert built.config["User"] == "65532:65532"
+    assert built.config["Labels"]["org.opencontainers.image.title"] == "quayscope-agent"
     volume = tmp_path / "volume"
-    volume.mkdir(mode=0o777)
+    volume.mkdir()
     volume.chmod(0o777)
-    builder.execute("agent", *config["Cmd"], volume=f"{volume}:/quayscope")
-    assert sorted(path.name for path in volume.iterdir()) == ["agent.zip", "sitecustomize.py"]
-    assert {path.stat().st_uid for path in volume.iterdir()} == {65532}
+    code, _ = node.run(contained("agent", built, built.config["Cmd"], {"/quayscope": volume}))
+    assert code == 0, node.log("agent").read_text()
+    packages = ["packages"] if full else []
+    assert sorted(path.name for path in volume.iterdir()) == ["agent.zip", *packages, "sitecustomize.py"]
+    assert {path.stat().st_uid for path in volume.iterdir()} == {UID}
+    if full:
+        assert (volume / "packages" / "cp312" / "opentelemetry" / "opentelemetry").is_dir()
 
 
-@pytest.mark.full_size
-def test_sidecar_image_runs(builder: Builder, tmp_path: Path) -> None:
-    """The sidecar's image is built offline from wheels, has no pip, and its program runs."""
-    base = tmp_path / "base"
-    library = Path("/usr/lib/python3.11")
-    put(
-        base,
-        PYTHON,
-        *(Path(f"/bin/{name}") for name in ("sh", "ln", "rm")),
-        *library.glob("lib-dynload/*.so"),
+def test_program_image_runs(
+    program: str, builder: Builder, context: Path, on_python: str, node: Machine, tmp_path: Path
+) -> None:
+    """It is built offline from wheels, has no build tools, and its program does its work."""
+    began = time.monotonic()
+    built = builder.build(program, on_python, context)
+    print({"image": program, "built in": round(time.monotonic() - began, 1)})
+    assert built.config["User"] == "65532:65532"
+    assert built.config["Labels"]["org.opencontainers.image.title"] == f"quayscope-{program}"
+    assert built.config["Cmd"][0] == "quayscope"
+    tools = {"pip", "pip3", "gcc", "cc", "g++", "make", "ld", "as"}
+    programs = [
+        path.name for folder in ("opt/quayscope/bin", "usr/bin") for path in built.root.glob(f"{folder}/*")
+    ]
+    assert tools.isdisjoint(programs), programs
+    assert not list(built.root.glob("opt/quayscope/lib/*/site-packages/pip"))
+    assert not (built.root / "wheels").exists()
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o777)
+    pod = node.pod(f"pod-{program}")
+    {"collector": run_collector, "load": run_load, "sidecar": run_sidecar}[program](node, pod, built, volume)
+    assert {path.stat().st_uid for path in volume.rglob("*") if path.name != "short.yaml"} == {UID}
+
+
+def contained(name: str, built: Built, command: list[str], volumes: dict[str, Path]) -> Container:
+    """A container of an image, as restricted as a platform makes it."""
+    return Container(
+        name, command, uid=UID, environment=built.environment(), volumes=volumes, root=built.root
     )
-    # What manylinux wheels may take for granted.
-    common = ("libpthread", "libdl", "librt", "libutil", "libresolv", "libz", "libgcc_s", "libstdc++")
-    put(base, *(path for name in common for path in Path("/lib").glob(f"*-linux-gnu/{name}.so.?")))
-    (base / "usr/bin/python3").symlink_to("python3.11")
-    shutil.copytree(
-        library, base / "usr/lib/python3.11", dirs_exist_ok=True, ignore=shutil.ignore_patterns("test")
+
+
+def run_collector(node: Machine, pod: Pod, built: Built, volume: Path) -> None:
+    """It is healthy, takes a push and answers a question about it."""
+    command = [
+        *built.config["Cmd"],
+        "--listen=127.0.0.1:4040",
+        "--grpc-listen=127.0.0.1:4317",
+        "--data=/data",
+    ]
+    pod.start(contained("collector", built, command, {"/data": volume}))
+
+    def get(path: str) -> Any:
+        def ask() -> Any:
+            with urlopen(f"http://127.0.0.1:4040/{path}", timeout=10) as answer:
+                return json.loads(answer.read()) if path else answer.read()
+
+        return in_network_of(pod.pause, ask)
+
+    def healthy() -> bool:
+        try:
+            return bool(get("api/v1/health")["status"] == "ok")
+        except OSError:
+            return False
+
+    wait_until(healthy, 30.0, lambda: node.log("collector").read_text())
+    profile = cpu_profile()
+    in_network_of(
+        pod.pause, lambda: PushClient("http://127.0.0.1:4040").push(encode_push([series_of(profile, "one")]))
     )
-    shutil.copytree("/usr/share/python-wheels", base / "usr/share/python-wheels")
-    (base / "tmp").mkdir(mode=0o777)
-    (base / "tmp").chmod(0o1777)
-    builder.base("base-python", base)
-    context = made(tmp_path / "context", "--extras", "sidecar", "--cpython", "3.12")
-    assert (context / "agent" / "packages" / "cp312" / "opentelemetry" / "opentelemetry").is_dir()
-    builder.build("sidecar", "base-python", context)
-    assert "postmaster.pid" in builder.execute("sidecar", "quayscope", "sidecar", "pass-pids", "--help")
-    program = "import importlib.util as u; print(u.find_spec('pip'), u.find_spec('psycopg') is not None)"
-    assert builder.execute("sidecar", "/opt/quayscope/bin/python", "-c", program) == "None True"
+    assert get("api/v1/flamegraph?type=process_cpu")["total"] == profile.totals()[1]
+    assert b"<html" in get("")
+
+
+def run_load(node: Machine, pod: Pod, built: Built, volume: Path) -> None:
+    """It fires a short workload at a server on loopback; every request is answered."""
+    server = in_network_of(pod.pause, ReceivingServer)
+    (volume / "short.yaml").write_text(WORKLOAD)
+    command = [*built.config["Cmd"], "run", "/work/short.yaml", f"--url={server.url}", "--duration=3s"]
+    try:
+        code, printed = pod.run(
+            contained("load", built, [*command, "--json=/work/out.json"], {"/work": volume})
+        )
+    finally:
+        server.stop()
+    assert code == 0, (printed, node.log("load").read_text())
+    report = json.loads((volume / "out.json").read_text())
+    assert report["ok"] == len(server.taken) > 60
+
+
+def run_sidecar(node: Machine, pod: Pod, built: Built, volume: Path) -> None:
+    """It serves, and what it measures arrives; what passes pids for a database is there too."""
+    server = in_network_of(pod.pause, ReceivingServer)
+    command = [*built.config["Cmd"], "--socket=/run-here/agent.sock", f"--collector={server.url}"]
+    try:
+        pod.start(contained("sidecar", built, command, {"/run-here": volume}))
+
+        def measured() -> bool:
+            return any(one.path == "/v1/metrics" for one in list(server.taken))
+
+        wait_until(measured, 30.0, lambda: node.log("sidecar").read_text())
+    finally:
+        server.stop()
+    assert (volume / "agent.sock").is_socket()
+    code, printed = pod.run(contained("pids", built, [*built.config["Cmd"], "pass-pids", "--help"], {}))
+    assert code == 0
+    assert b"postmaster.pid" in printed

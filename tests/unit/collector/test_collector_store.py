@@ -173,6 +173,9 @@ def test_a_store_of_version_1_gets_what_came_since(tmp_path: Path) -> None:
     store.close()
     older = Database(tmp_path)
     older.writing().execute("DROP TABLE exemplars")
+    for table in ("profiles", "messages"):
+        for column in ("clock_offset_ns", "clock_error_ns"):
+            older.writing().execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     older.writing().execute("UPDATE meta SET version = 1")
     older.close()
     for name in ("first", "second"):
@@ -186,6 +189,8 @@ def test_a_store_of_version_1_gets_what_came_since(tmp_path: Path) -> None:
     assert query("SELECT sum(v1) FROM samples").fetchall() == [(5,)]
     assert query("SELECT count(*) FROM exemplars").fetchall() == [(4,)]
     assert query("SELECT count(*) FROM points").fetchall() == [(3,)]
+    # Of what came before, and of what says nothing, the sender's clock is not known.
+    assert query("SELECT DISTINCT clock_offset_ns, clock_error_ns FROM profiles").fetchall() == [(0, -1)]
     reading.close()
 
 

@@ -33,21 +33,11 @@ def read_part(pod: str, part: Part) -> tuple[list[PartProfile], str]:
             profile = pprof.decode(data, labels, name=kind)
         except ProfileError as error:
             return [], f"a profile of it cannot be read: {error}"
-        profile.start_ns += part.offset_ns
+        profile.move(part.offset_ns)
         found.append(PartProfile(pod, profile))
-        _move(profile, part.offset_ns)
     if len(part.types) != len(part.profiles):
         return found, "its profiles and their types are not as many"
     return found, ""
-
-
-def _move(profile: Profile, offset_ns: int) -> None:
-    if not offset_ns:
-        return
-    samples, profile.samples = profile.samples, {}
-    for (stack, attributes), values in samples.items():
-        moved = attributes._replace(slot_ns=max(0, attributes.slot_ns + offset_ns))
-        profile.add(stack, moved, values)
 
 
 class _Merged:

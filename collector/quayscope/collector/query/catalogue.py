@@ -18,6 +18,12 @@ MAX_VALUES = 10_000
 """Values of one answer."""
 
 _LOSSES = ("lost", "late", "truncated", "unproven", "unattributed")
+_CLOCKS = (
+    "coalesce(arg_max(clock_offset_ns, start_ns) FILTER (clock_error_ns >= 0), 0)::BIGINT AS clock_offset, "
+    "greatest(max(clock_error_ns), 0)::BIGINT AS clock_error, "
+    "count(*) FILTER (clock_error_ns < 0) AS clock_unknown"
+)
+"""The newest offset of the senders' clocks, the largest error, and of how many profiles neither is known."""
 _OVERLAPS = "start_ns < ? AND (end_ns > ? OR start_ns >= ?)"
 
 
@@ -103,7 +109,7 @@ def series_rows(
     """Return each matching series with its profiles, sums and losses; by falling total within a type.
 
     Without a column each series is summed over its type's last one. Losses are those of whole
-    profiles: attribute matchers do not divide them.
+    profiles: attribute matchers do not divide them. `clock` is what the sender's was behind ours, in seconds.
     """
     selection = select(store, column.type.name if column else None, matchers, time_range)
     sums = fetch(
@@ -119,7 +125,7 @@ def series_rows(
     sql_losses = ", ".join(f"sum({name})::BIGINT AS {name}" for name in _LOSSES)
     profiles = fetch(
         store,
-        f"SELECT series, count(*) AS profiles, {sql_losses} FROM profiles WHERE {_OVERLAPS} "  # noqa: S608 - ids of our own
+        f"SELECT series, count(*) AS profiles, {sql_losses}, {_CLOCKS} FROM profiles WHERE {_OVERLAPS} "  # noqa: S608 - ids of our own
         f"AND series IN {number_list(selection.series or [-1])} GROUP BY series",
         _overlap(time_range),
     )
@@ -138,6 +144,11 @@ def series_rows(
                 "samples": values[0],
                 "total": values[index],
                 "losses": {name: int(np.int64(profiles[name][at])) for name in _LOSSES},
+                "clock": {
+                    "offset": int(profiles["clock_offset"][at]) / 1e9,
+                    "error": int(profiles["clock_error"][at]) / 1e9,
+                    "unknown": int(profiles["clock_unknown"][at]),
+                },
             }
         )
     return sorted(rows, key=lambda row: (row["type"], -row["total"], sorted(row["labels"].items())))

@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException
 from quayscope.collector.errors import BadRequest, CollectorError, UnsupportedMedia
 from quayscope.collector.receive.body import read
 from quayscope.collector.receive.receiver import Receiver
+from quayscope.profile.clock import CLOCK_HEADER, ClockEstimate
 from quayscope.profile.push import PUSH_PATH
 
 __all__ = ["receive_blueprint"]
@@ -32,6 +33,9 @@ def receive_blueprint(receiver: Receiver) -> Blueprint:
 
     def body() -> bytes:
         return receiver.unpacked(raw(), request.headers.get("Content-Encoding", ""))
+
+    def clock() -> ClockEstimate | None:
+        return receiver.clock(request.headers.get(CLOCK_HEADER, ""))
 
     def otlp_body() -> bytes:
         if _media(request) not in _PROTOBUF:
@@ -58,7 +62,7 @@ def receive_blueprint(receiver: Receiver) -> Blueprint:
                 f"content type {_media(request)[:60]!r} is not taken",
                 next_step="send application/proto or JSON",
             )
-        answer = receiver.push(body(), is_json=is_json)
+        answer = receiver.push(body(), is_json=is_json, clock=clock())
         return Response(answer, mimetype="application/json" if is_json else "application/proto")
 
     @paths.post("/ingest")
@@ -85,11 +89,11 @@ def receive_blueprint(receiver: Receiver) -> Blueprint:
 
     @paths.post("/v1/traces")
     def traces() -> Response:
-        return Response(receiver.traces(otlp_body()), mimetype="application/x-protobuf")
+        return Response(receiver.traces(otlp_body(), clock()), mimetype="application/x-protobuf")
 
     @paths.post("/v1/metrics")
     def metrics() -> Response:
-        return Response(receiver.metrics(otlp_body()), mimetype="application/x-protobuf")
+        return Response(receiver.metrics(otlp_body(), clock()), mimetype="application/x-protobuf")
 
     return paths
 

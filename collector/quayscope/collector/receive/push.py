@@ -11,6 +11,7 @@ from quayscope.collector.limits import MAX_DECOMPRESSED, MAX_PROFILES_A_PUSH
 from quayscope.collector.receive.admit import admit, series_labels
 from quayscope.collector.store import ProfileEntry
 from quayscope.profile import MalformedProfile, ProfileError
+from quayscope.profile.clock import ClockEstimate
 from quayscope.profile.pprof import decode
 from quayscope.profile.push import PushSeries, decode_push
 from quayscope.profile.pushjson import push_of_json
@@ -45,11 +46,13 @@ def read_json(body: bytes) -> list[PushSeries]:
         raise BadRequest(str(error)) from error
 
 
-def read_profiles(push: list[PushSeries]) -> Iterator[tuple[ProfileEntry, int] | Refused]:
+def read_profiles(
+    push: list[PushSeries], clock: ClockEstimate | None = None
+) -> Iterator[tuple[ProfileEntry, int] | Refused]:
     """Yield each profile of a push with its count of cut stacks, or why it is refused.
 
-    The key is made of the labels and the ID: a resend has both alike. Raises `BadRequest` for a
-    push with too many profiles.
+    Their times are moved to our clock by what is known of their sender's. The key is made of the labels
+    and the ID: a resend has both alike. Raises `BadRequest` for a push with too many profiles.
     """
     total = sum(len(series.samples) for series in push)
     if total > MAX_PROFILES_A_PUSH:
@@ -57,18 +60,22 @@ def read_profiles(push: list[PushSeries]) -> Iterator[tuple[ProfileEntry, int] |
     for series in push:
         for push_id, data in series.samples:
             try:
-                yield _read_profile(series.labels, push_id, data)
+                yield _read_profile(series.labels, push_id, data, clock)
             except (ProfileError, CollectorError) as error:
                 yield Refused(str(error), next_step=error.next_step)
 
 
-def _read_profile(given: dict[str, str], push_id: str, data: bytes) -> tuple[ProfileEntry, int]:
+def _read_profile(
+    given: dict[str, str], push_id: str, data: bytes, clock: ClockEstimate | None
+) -> tuple[ProfileEntry, int]:
     labels = series_labels(given)
     if not data:
         raise BadRequest("the profile has no bytes")
     profile = decode(data, labels, name=given.get("__name__") or None, max_bytes=MAX_DECOMPRESSED)
+    if clock is not None and profile.start_ns:
+        profile.move(clock.seconds_ns)
     cut = admit(profile)
-    return ProfileEntry(profile, _key(given, push_id)), cut
+    return ProfileEntry(profile, _key(given, push_id), clock), cut
 
 
 def _key(given: dict[str, str], push_id: str) -> bytes:

@@ -17,6 +17,7 @@ from quayscope.collector.receive.push import Refused, read_json, read_profiles, 
 from quayscope.collector.store import ProfileEntry, Store, Work
 from quayscope.collector.store.tries import DictionaryFull
 from quayscope.profile import ProfileError
+from quayscope.profile.clock import ClockEstimate, read_clock
 
 __all__ = ["Receiver"]
 
@@ -46,11 +47,17 @@ class Receiver:
         """Count a request whose body could not even be read."""
         self._counters.add("malformed")
 
-    def push(self, body: bytes, *, is_json: bool) -> bytes:
+    def clock(self, text: str) -> ClockEstimate | None:
+        """Read what a sender says of its clock; None where it says nothing, or nothing that can be read."""
+        found = read_clock(text) if text else None
+        self._counters.add("clock_malformed", int(bool(text) and found is None))
+        return found
+
+    def push(self, body: bytes, *, is_json: bool, clock: ClockEstimate | None = None) -> bytes:
         """Store a push.v1 request. Malformed profiles are refused by name, their neighbours stored."""
         try:
             series = read_json(body) if is_json else read_protobuf(body)
-            found = list(read_profiles(series))
+            found = list(read_profiles(series, clock))
         except CollectorError:
             self._counters.add("malformed")
             raise
@@ -75,7 +82,7 @@ class Receiver:
         if full:
             raise self._refusal([], full, 1)
 
-    def traces(self, body: bytes) -> bytes:
+    def traces(self, body: bytes, clock: ClockEstimate | None = None) -> bytes:
         """Store an OTLP trace message; the answer is an ExportTraceServiceResponse."""
         try:
             entry, rejected = read_traces(body)
@@ -85,14 +92,14 @@ class Receiver:
         self._counters.add("spans_received", rejected + (entry.spans if entry else 0))
         self._counters.add("spans_refused", rejected)
         if entry:
-            self._store.keep(Work(len(body), spans=[entry]))
+            self._store.keep(Work(len(body), spans=[entry._replace(clock=clock)]))
         answer = ExportTraceServiceResponse()
         if rejected:
             answer.partial_success.rejected_spans = rejected
             answer.partial_success.error_message = "spans without valid ids or times"
         return answer.SerializeToString()
 
-    def metrics(self, body: bytes) -> bytes:
+    def metrics(self, body: bytes, clock: ClockEstimate | None = None) -> bytes:
         """Store an OTLP metrics message; the answer is an ExportMetricsServiceResponse."""
         try:
             entry, rejected, exemplars, reason = read_metrics(body)
@@ -103,6 +110,8 @@ class Receiver:
         self._counters.add("points_refused", rejected)
         self._counters.add("exemplars_refused", exemplars)
         if entry:
+            if clock is not None:
+                entry = entry.moved(clock)
             for text in self._store.keep(Work(len(body), metrics=[entry])):
                 reason = reason or text
         answer = ExportMetricsServiceResponse()

@@ -7,22 +7,28 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from quayscope.profile import Profile
+from quayscope.profile.clock import ClockEstimate
 
 __all__ = ["Exemplar", "MetricPoint", "MetricsEntry", "ProfileEntry", "SpansEntry", "Ticket", "Work"]
 
 
 class ProfileEntry(NamedTuple):
-    """One profile. `key` is its idempotency key (16 bytes; empty: always stored)."""
+    """One profile. `key` is its idempotency key (16 bytes; empty: always stored).
+
+    Its times are moved to our clock already; `clock` is by what, None: its sender's clock is not known.
+    """
 
     profile: Profile
     key: bytes = b""
+    clock: ClockEstimate | None = None
 
 
 class SpansEntry(NamedTuple):
     """One OTLP trace message as it came, with what finds it again.
 
     `body` is a serialised `ExportTraceServiceRequest`; `traces` its distinct trace ids joined,
-    16 bytes each; `spans` its count; `first_ns` and `last_ns` the smallest and the largest start.
+    16 bytes each; `spans` its count; `first_ns` and `last_ns` the smallest and the largest start, by the
+    sender's clock, of which `clock` is known.
     """
 
     body: bytes
@@ -31,6 +37,7 @@ class SpansEntry(NamedTuple):
     first_ns: int
     last_ns: int
     key: bytes
+    clock: ClockEstimate | None = None
 
 
 class Exemplar(NamedTuple):
@@ -67,6 +74,20 @@ class MetricsEntry(NamedTuple):
 
     points: list[MetricPoint]
     key: bytes
+
+    def moved(self, clock: ClockEstimate) -> MetricsEntry:
+        """Return it by our clock: points by whole seconds as samples are, single events as spans are."""
+        by_ns, event_ns = clock.seconds_ns, clock.proven_ns
+        if not (by_ns or event_ns):
+            return self
+        points = [
+            point._replace(
+                time_ns=point.time_ns + by_ns,
+                exemplars=tuple(one._replace(time_ns=one.time_ns + event_ns) for one in point.exemplars),
+            )
+            for point in self.points
+        ]
+        return self._replace(points=points)
 
 
 class Ticket:

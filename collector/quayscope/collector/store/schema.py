@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 __all__ = ["TABLES", "VERSION", "Table", "create_statements", "upgrade_statements"]
 
-VERSION = 2
+VERSION = 3
 """Grows with each change of the tables; a store of a newer version is not opened."""
 
 
@@ -16,6 +16,9 @@ class Table(NamedTuple):
     name: str
     columns: tuple[tuple[str, str], ...]
 
+
+_CLOCK = (("clock_offset_ns", "BIGINT"), ("clock_error_ns", "BIGINT"))
+"""What the sender's clock was behind ours, and by how much that may be wrong; -1: it is not known."""
 
 # Times are Unix nanoseconds. There are no indexes: a primary key tripled the file, and the
 # dictionaries stand in memory anyway; DuckDB prunes by the range of `ts` in each row group.
@@ -59,6 +62,7 @@ TABLES = {
                 ("truncated", "BIGINT"),
                 ("unproven", "BIGINT"),
                 ("unattributed", "BIGINT"),
+                *_CLOCK,
             ),
         ),
         Table(
@@ -88,6 +92,7 @@ TABLES = {
                 ("first_ns", "BIGINT"),
                 ("last_ns", "BIGINT"),
                 ("body", "BLOB"),
+                *_CLOCK,
             ),
         ),
         Table("traces", (("trace_high", "UBIGINT"), ("trace_low", "UBIGINT"), ("message", "BIGINT"))),
@@ -131,7 +136,8 @@ TABLES = {
 
 
 _NEW_TABLES = {2: ("exemplars",)}
-"""What each version brought: a store of any version before it gets these tables, empty."""
+_NEW_COLUMNS = {3: ("profiles", "messages")}
+"""What each version brought to an older store: tables, empty; and in these tables the columns of `_CLOCK`."""
 
 
 def create_statements() -> list[str]:
@@ -142,8 +148,15 @@ def create_statements() -> list[str]:
 
 def upgrade_statements(version: int) -> list[str]:
     """Return the statements that make a store of an older `version` one of this."""
-    new = [TABLES[name] for since in range(version + 1, VERSION + 1) for name in _NEW_TABLES[since]]
-    return [*map(_create, new), f"UPDATE meta SET version = {VERSION}"]  # noqa: S608 - ours
+    since = range(version + 1, VERSION + 1)
+    made = [_create(TABLES[name]) for one in since for name in _NEW_TABLES.get(one, ())]
+    added = [
+        f"ALTER TABLE {table} ADD COLUMN {column} BIGINT DEFAULT {default}"
+        for one in since
+        for table in _NEW_COLUMNS.get(one, ())
+        for (column, _), default in zip(_CLOCK, (0, -1), strict=True)
+    ]
+    return [*made, *added, f"UPDATE meta SET version = {VERSION}"]  # noqa: S608 - ours
 
 
 def _create(table: Table) -> str:

@@ -11,6 +11,7 @@ from quayscope.collector.store.entries import MetricPoint, MetricsEntry, Profile
 from quayscope.collector.store.rows import Rows
 from quayscope.collector.store.tries import DictionaryFull
 from quayscope.profile import Profile
+from quayscope.profile.clock import ClockEstimate
 
 __all__ = ["Staged", "stage"]
 
@@ -120,6 +121,7 @@ def _stage_profile(entry: ProfileEntry, staged: Staged, dictionaries: Dictionari
         losses.truncated,
         losses.unproven,
         losses.unattributed,
+        *_clock(entry.clock),
     )
     if entry.key:
         staged.keys[entry.key] = None
@@ -128,16 +130,18 @@ def _stage_profile(entry: ProfileEntry, staged: Staged, dictionaries: Dictionari
 
 
 def _stage_spans(entry: SpansEntry, staged: Staged, message: int, now_ns: int) -> None:
+    moved = entry.clock.proven_ns if entry.clock is not None else 0
     staged.rows.row(
         "messages",
         message,
         now_ns,
         entry.key,
         entry.spans,
-        entry.first_ns,
-        entry.last_ns,
+        entry.first_ns + moved,
+        entry.last_ns + moved,
         # Level 1: the whole message compressed costs 0.2 us a span, a row a span three times as much.
         zlib.compress(entry.body, 1),
+        *_clock(entry.clock),
     )
     halves = struct.unpack(f">{len(entry.traces) // 8}Q", entry.traces)
     high, low = list(halves[0::2]), list(halves[1::2])
@@ -145,6 +149,10 @@ def _stage_spans(entry: SpansEntry, staged: Staged, message: int, now_ns: int) -
     staged.messages += 1
     staged.keys[entry.key] = None
     staged.count("spans_stored", entry.spans)
+
+
+def _clock(clock: ClockEstimate | None) -> ClockEstimate:
+    return ClockEstimate(0, -1) if clock is None else clock
 
 
 def _stage_metrics(

@@ -109,6 +109,7 @@ class _Demo:
         self._registry: Part
         self._url = ""
         self.page: str | None = None
+        self._control = ""
         self._collector_part: Part
         self._failures: list[dict[str, Any]] = []
         self._noticed: set[str] = set()
@@ -132,6 +133,7 @@ class _Demo:
         # While the registry is still importing: its agents then find the relay at the first or second try.
         self._start_sidecar(socket, background)
         self._wait_answering()
+        say(f"flame graphs: {self.page}/; a capture of this moment: quayscope now --collector {self.page}")
 
     def _run_once(self, name: str, arguments: list[str]) -> None:
         part = self._parts.start(name, [*python(), *arguments], environment=self._application_environment())
@@ -163,7 +165,9 @@ class _Demo:
         if self._options.pyroscope:
             command.append(f"--pyroscope={self._options.pyroscope}")
         part = self._parts.start("collector", command)
-        self.page = str(self._parts.wait_ready(part, ready)["http"])
+        serves = self._parts.wait_ready(part, ready)
+        self.page = str(serves["http"])
+        self._control = f"http://{serves['grpc']}"
         return part
 
     def _start_registry(self, socket: Path) -> None:
@@ -210,6 +214,7 @@ class _Demo:
                 "sidecar",
                 f"--socket={socket}",
                 f"--collector={self.page}",
+                f"--control={self._control}",
                 f"--postgres={self._database.pid}",
                 f"--quay-pid={self._registry.process.pid}",
                 f"--python={background.process.pid}=housekeeping",

@@ -98,7 +98,8 @@ class Captures:
                 running.threads.append(thread)
             if not running.threads:
                 del self._running[capture]
-        for thread in running.threads:
+        # A copy: one that is refused at once takes itself out while the others are started.
+        for thread in tuple(running.threads):
             thread.start()
         return Answer(capture, "accepted", "" if parts else "no target fits", tuple(parts))
 
@@ -118,8 +119,9 @@ class Captures:
         for running in all_running:
             running.cancelled.set()
         for running in all_running:
-            for thread in running.threads:
-                thread.join(timeout_s / max(1, len(all_running) * len(running.threads)))
+            threads = [thread for thread in tuple(running.threads) if thread.ident is not None]
+            for thread in threads:
+                thread.join(timeout_s / max(1, len(all_running) * len(threads)))
 
     def _refusal(self, asked: StartCapture) -> str:
         if not 1 <= asked.hz <= HIGHEST_HZ:

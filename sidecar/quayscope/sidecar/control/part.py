@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from quayscope.profile.clock import ClockEstimate
 from quayscope.profile.control import Register
 from quayscope.relay import Relay
 from quayscope.sidecar.capabilities import Capabilities
@@ -19,6 +20,7 @@ from quayscope.sidecar.control.commands import Obedience
 from quayscope.sidecar.control.database import PostgresCapturer
 from quayscope.sidecar.control.golang import GoCapturer, GoMemoryCapturer
 from quayscope.sidecar.control.inventory import Inventory, pod_labels
+from quayscope.sidecar.control.memory import MemoryPushes, PythonMemoryCapturer
 from quayscope.sidecar.control.perf import NativeCapturer, PerfRecordings
 from quayscope.sidecar.control.pyspy import PySpyCapturer
 from quayscope.sidecar.control.stream import ControlStream, Peer
@@ -41,6 +43,7 @@ class Pod(NamedTuple):
     python: Sequence[PythonTarget]
     labels: dict[str, str]
     capabilities: Capabilities
+    pushes: MemoryPushes
 
 
 class Control:
@@ -74,6 +77,7 @@ class Control:
             PostgresCapturer(pod.database, self._recordings),
             GoCapturer(pod.programs.go_address, operations),
             GoMemoryCapturer(pod.programs.go_address, operations),
+            PythonMemoryCapturer(pod.pushes),
             NativeCapturer(self._recordings),
         ]
         self._captures = Captures(
@@ -100,6 +104,11 @@ class Control:
     def attached(self) -> bool:
         """Whether the collector has answered on the stream that is open now."""
         return self._stream.attached
+
+    def clock(self) -> ClockEstimate | None:
+        """Return how far our clock is from the collector's; None while it is not known."""
+        best = self._stream.offset.best
+        return ClockEstimate(best.offset_ns, -(-best.round_trip_ns // 2)) if best.round_trip_ns else None
 
     @property
     def faults(self) -> int:

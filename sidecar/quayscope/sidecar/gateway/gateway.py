@@ -19,7 +19,7 @@ from quayscope.sidecar.gateway.limits import MAX_BODY, MAX_BODY_BYTES, Room
 from quayscope.sidecar.gateway.push import read_push
 from quayscope.sidecar.gateway.server import Address, Answer, Listener, Request
 
-__all__ = ["OTLP_LISTEN", "PUSH_LISTEN", "Gateway", "GatewayOptions", "Hold"]
+__all__ = ["OTLP_LISTEN", "PUSH_LISTEN", "Gateway", "GatewayOptions", "Hold", "Pushes"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,13 @@ class Hold(Protocol):
         """Take a message; False where there is no room for it."""
 
 
+class Pushes(Protocol):
+    """Hears of pushes that were held, from the gateway's threads."""
+
+    def take(self, pid: int, message: bytes) -> None:
+        """Take an encoded PushRequest, and the process that it says it is of."""
+
+
 class GatewayOptions(NamedTuple):
     """Where to listen (HOST:PORT, or `off`), the pod's labels, and a service_name for all that comes."""
 
@@ -56,8 +63,9 @@ class Gateway:
     message that is worked on (16 MB, unpacked), 128 connections a port.
     """
 
-    def __init__(self, options: GatewayOptions, hold: Hold) -> None:
+    def __init__(self, options: GatewayOptions, hold: Hold, pushes: Pushes | None = None) -> None:
         self._hold = hold
+        self._pushes = pushes
         own = {name: value for name, value in options.labels.items() if name != "service_name"}
         service = options.service
         self._series_labels = {**own, "service_name": service} if service else own
@@ -124,7 +132,11 @@ class Gateway:
         labels = self._series_labels
         if request.path == PUSH_PATH:
             is_json = _is_json(request)
-            self._pass_on("profiles", request, room, lambda body: read_push(body, labels, is_json=is_json))
+            message = self._pass_on(
+                "profiles", request, room, lambda body: read_push(body, labels, is_json=is_json)
+            )
+            if self._pushes is not None and request.pid:
+                self._pushes.take(request.pid, message)
             return Answer(200, _JSON, b"{}") if is_json else Answer(200, "application/proto", b"")
         if request.path == "/ingest":
             query = _query(request.query)
@@ -138,7 +150,7 @@ class Gateway:
         if not self._hold.takes(kind):
             raise NotHere(f"{kind} go nowhere from this pod: its sidecar was given no address for them")
 
-    def _pass_on(self, kind: str, request: Request, room: Room, read: Callable[[bytes], bytes]) -> None:
+    def _pass_on(self, kind: str, request: Request, room: Room, read: Callable[[bytes], bytes]) -> bytes:
         # One at a time: so the memory for it is that of one.
         with self._working:
             message = read(unpack(request.body, request.encoding))
@@ -147,6 +159,7 @@ class Gateway:
         with room.taken(len(message), requests=0):
             if message and not self._hold.hold(kind, message):
                 raise NoRoom("the receiver is away and there is no more room here", retry_s=_RETRY_S)
+        return message
 
 
 def _is_json(request: Request) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from quayscope.profile.headers import PID_HEADER
 from quayscope.sidecar.errors import BadOption, SidecarError
 from quayscope.sidecar.gateway import limits
 from quayscope.sidecar.gateway.body import length_of, read
@@ -69,13 +70,17 @@ class Address(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One POST, its body read whole; `query` is what follows the path's question mark."""
+    """One POST, its body read whole; `query` is what follows the path's question mark.
+
+    `pid` is the process that it says it is of; 0: it says none.
+    """
 
     path: str
     query: str
     media: str
     encoding: str
     body: bytes
+    pid: int = 0
 
 
 class Answer(NamedTuple):
@@ -299,7 +304,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             path, _, query = self.path.partition("?")
             media = self.headers.get("Content-Type", "")
             encoding = self.headers.get("Content-Encoding", "")
-            return listener.respond(Request(path, query, media, encoding, body), listener.room)
+            said = self.headers.get(PID_HEADER, "")
+            pid = int(said) if said.isascii() and said.isdecimal() and len(said) <= 10 else 0
+            return listener.respond(Request(path, query, media, encoding, body, pid), listener.room)
 
     def _refuse_foreign(self) -> None:
         """Refuse pages of other sites: by Host (DNS rebinding), by Origin (blind posts)."""
