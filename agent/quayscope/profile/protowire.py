@@ -182,7 +182,7 @@ def numbers(data: bytes | memoryview) -> dict[int, int]:
         key = data[at]
         at += 1
         if key > 127:
-            key, at = _read_varint(data, at - 1, end)
+            key, at = _read_size(data, at - 1, end)
         wire = key & 7
         if key < 8:
             raise MalformedProfile(f"field number 0 before byte {at}")
@@ -191,7 +191,7 @@ def numbers(data: bytes | memoryview) -> dict[int, int]:
                 value = data[at]
                 at += 1
             else:
-                value, at = _read_varint(data, at, end)
+                value, at = (_read_varint if wire == VARINT else _read_size)(data, at, end)
             if wire == VARINT:
                 found[key >> 3] = value
                 continue

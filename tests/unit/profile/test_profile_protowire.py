@@ -92,6 +92,8 @@ def test_every_wire_type_is_walked_over() -> None:
         b"\x0dab",  # half a fixed32
         b"\x0b\x0c",  # a group
         b"\x00\x00",  # field number 0
+        b"\x80\x80\x80\x80\x10\x00",  # a key beyond 32 bits
+        b"\x0a\x80\x80\x80\x80\x80\x00",  # a length of six bytes
         b"\x0f\x00",  # wire type 7
     ],
 )
