@@ -123,6 +123,7 @@ def test_stored_rules(tmp_path: Path, seconds: float) -> None:
         if stored is not None:
             for start in stored.starts:
                 assert stored.function(start) is not None
+                assert stored.row(start, 20) is not None
 
     outcome = fuzz(load, [Input(path.read_bytes())], seconds=seconds / 5, seed=13, allowed=())
     assert outcome.rounds > 20
