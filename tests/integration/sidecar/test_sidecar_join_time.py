@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from postgres.installs import MAJORS
 from postgres.joined import joining
 from postgres.pgbench import LOADS, Pgbench, fill
 from postgres.reading import postmaster_of, reader_of
@@ -22,6 +23,7 @@ from quayscope.sidecar.statements import describe
 from quayscope.sidecar.targets import CLIENT_BACKEND
 from quayscope.sidecar.windows import Windows
 
+_MAJORS = [pytest.param(major, marks=[] if major == "15" else pytest.mark.full_size) for major in MAJORS]
 _USAGE = re.compile(r"!\s+([\d.]+) s user, ([\d.]+) s system, [\d.]+ s elapsed")
 _STATEMENT = re.compile(r"STATEMENT:  (.*)")
 
@@ -45,11 +47,12 @@ def _logged(log: Path) -> dict[str, int]:
     return spent
 
 
+@pytest.mark.parametrize("major", _MAJORS)
 def test_cpu_by_statement(
-    make_server: Callable[..., Any], tmp_path: Path, until: Callable[..., Any], full: bool
+    make_server: Callable[..., Any], major: str, tmp_path: Path, until: Callable[..., Any], full: bool
 ) -> None:
     """Each statement's CPU is what the server counted for it, as far as so many samples can tell."""
-    server = make_server("15", "-c", "log_statement_stats=on")
+    server = make_server(major, "-c", "log_statement_stats=on")
     fill(server)
     wanted = 30_000 if full else 600
     with joining(server) as found, Pgbench(server, tmp_path, LOADS["slow"], 2) as client:
@@ -69,7 +72,9 @@ def test_cpu_by_statement(
         runs = [f"{one}.{n}" for (one, n), bracket in client.brackets.items() if bracket.script == number]
         allowed = max(0.05, 3 / samples[statement] ** 0.5)
         ratio = cpu[statement] / sum(truth[run] for run in runs)
-        print(f"{samples[statement]} samples, {ratio:.3f} of the server's, {allowed:.1%} off at most")
+        print(
+            f"{major}: {samples[statement]} samples, {ratio:.3f} of the server's, {allowed:.1%} off at most"
+        )
         assert samples[statement] > 20
         assert ratio == pytest.approx(1, abs=allowed)
 
@@ -90,11 +95,12 @@ _CONTENDED = (
 )
 
 
+@pytest.mark.parametrize("major", _MAJORS)
 def test_waits_by_statement(
-    make_server: Callable[..., Any], until: Callable[..., Any], load: Any, full: bool
+    make_server: Callable[..., Any], major: str, until: Callable[..., Any], load: Any, full: bool
 ) -> None:
     """What sessions waited for, at 99 looks a second, is what a thousand a second show."""
-    server = make_server("15")
+    server = make_server(major)
     fill(server)
     seconds = 60 if full else 4
     swept: list[Profile] = []
@@ -128,6 +134,6 @@ def test_waits_by_statement(
     for (text, wait), spent in reference.items():
         if of_statement[text] > total / 20:
             share, ours = spent / of_statement[text], found[text, wait] / of_statement[text]
-            print(f"{text}, {wait}: {share:.1%}, at 99 looks {ours:.1%}")
+            print(f"{major}: {text}, {wait}: {share:.1%}, at 99 looks {ours:.1%}")
             assert ours == pytest.approx(share, abs=0.05)
     assert {wait for _, wait in reference} >= {"Lock:transactionid", "Timeout:PgSleep"}

@@ -167,7 +167,7 @@ def test_no_secret_leaves(
 ) -> None:
     """Neither what is sent, nor what is stored, nor a log has a part of a secret, whatever failed."""
     served, between, sidecar, collector = parts
-    planted = list(corpus(2_000 if full else 500))
+    planted = list(corpus(2_000 if full else 250))
     left = iter([(number, *one) for number, one in enumerate(planted)])
     lock = threading.Lock()
     answers = Counter[int]()

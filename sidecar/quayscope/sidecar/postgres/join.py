@@ -2,7 +2,8 @@
 
 A sample is looked at some microseconds after it was taken; by then the backend may run something else. Its
 slot in shared memory says since when it does what it does, so what the slot shows is the sample's only where
-that began before the sample, and has not ended before it. Nothing is inferred from what came earlier.
+that began before the sample, and has not ended before it. No statement is inferred from what
+came earlier; whose request it serves may be, see `transactions`.
 
 Postgres (backend_status.c, `pgstat_report_activity`) keeps the text and the start of the last statement while
 a backend is idle, and notes when it became so. A start is when the client's message came. A function call by
