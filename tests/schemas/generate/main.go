@@ -1,7 +1,9 @@
-// Writes the closed schema of the Kubernetes kinds that the tests check: every field of every type that the Go
-// API packages know, by reflection, as JSON on stdout. Run with the API of one version:
+// Writes the closed schema of the kinds that the tests check: every field of every type that their Go packages
+// know, by reflection, as JSON on stdout. Kubernetes' with the API of one version, those of other projects with
+// checkouts or modules of theirs (see others.go):
 //
-//	go mod init generate && go get k8s.io/api@v0.37.2 && go run . 1.37
+//	go mod init generate && go get k8s.io/api@v0.37.2 && go run . "k8s.io/api, Kubernetes 1.37 (Apache-2.0)"
+//	go run -tags others . "github.com/openshift/api ... (Apache-2.0)"
 //
 // A field without `omitempty` is required, as the API's conventions have it.
 package main
@@ -11,17 +13,6 @@ import (
 	"os"
 	"reflect"
 	"strings"
-
-	admission "k8s.io/api/admission/v1"
-	registration "k8s.io/api/admissionregistration/v1"
-	apps "k8s.io/api/apps/v1"
-	authentication "k8s.io/api/authentication/v1"
-	autoscaling "k8s.io/api/autoscaling/v2"
-	batch "k8s.io/api/batch/v1"
-	core "k8s.io/api/core/v1"
-	networking "k8s.io/api/networking/v1"
-	policy "k8s.io/api/policy/v1"
-	rbac "k8s.io/api/rbac/v1"
 )
 
 type field struct {
@@ -39,12 +30,14 @@ var types = map[string]map[string]field{}
 
 // Types that are written as something else than their fields.
 var scalars = map[string]string{
-	"k8s.io/apimachinery/pkg/api/resource.Quantity":      "quantity",
-	"k8s.io/apimachinery/pkg/apis/meta/v1.Time":          "string",
-	"k8s.io/apimachinery/pkg/apis/meta/v1.MicroTime":     "string",
-	"k8s.io/apimachinery/pkg/util/intstr.IntOrString":    "int-or-string",
-	"k8s.io/apimachinery/pkg/apis/meta/v1.FieldsV1":      "any",
-	"k8s.io/apimachinery/pkg/runtime.RawExtension":       "any",
+	"k8s.io/apimachinery/pkg/api/resource.Quantity":                 "quantity",
+	"k8s.io/apimachinery/pkg/apis/meta/v1.Time":                     "string",
+	"k8s.io/apimachinery/pkg/apis/meta/v1.MicroTime":                "string",
+	"k8s.io/apimachinery/pkg/apis/meta/v1.Duration":                 "string",
+	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1.JSON": "any",
+	"k8s.io/apimachinery/pkg/util/intstr.IntOrString":               "int-or-string",
+	"k8s.io/apimachinery/pkg/apis/meta/v1.FieldsV1":                 "any",
+	"k8s.io/apimachinery/pkg/runtime.RawExtension":                  "any",
 }
 
 func describe(kind reflect.Type) string {
@@ -71,8 +64,8 @@ func describe(kind reflect.Type) string {
 		return "number"
 	case reflect.Struct:
 		path := strings.Split(kind.PkgPath(), "/")
-		name := "#" + strings.Join(path[len(path)-2:], ".") + "." + kind.Name()
-		if _, known := types[name]; !known {
+		name := "#" + strings.Join(path[max(0, len(path)-2):], ".") + "." + kind.Name()
+		if _, known := types[name]; !known && described(kind.PkgPath()) {
 			types[name] = map[string]field{}
 			fields(kind, types[name])
 		}
@@ -93,28 +86,13 @@ func fields(kind reflect.Type, into map[string]field) {
 			continue
 		}
 		optional := strings.Contains(options, "omitempty") || strings.Contains(options, "omitzero")
+		optional = optional || optionals[kind.Name()+"."+name]
 		into[name] = field{describe(one.Type), !optional}
 	}
 }
 
 func main() {
-	kinds := map[string]any{
-		"v1/ConfigMap": core.ConfigMap{}, "v1/Namespace": core.Namespace{}, "v1/Pod": core.Pod{},
-		"v1/PersistentVolumeClaim": core.PersistentVolumeClaim{}, "v1/Secret": core.Secret{},
-		"v1/Service": core.Service{}, "v1/ServiceAccount": core.ServiceAccount{},
-		"apps/v1/Deployment": apps.Deployment{}, "apps/v1/StatefulSet": apps.StatefulSet{},
-		"batch/v1/Job": batch.Job{}, "autoscaling/v2/HorizontalPodAutoscaler": autoscaling.HorizontalPodAutoscaler{},
-		"networking.k8s.io/v1/NetworkPolicy": networking.NetworkPolicy{},
-		"networking.k8s.io/v1/Ingress":       networking.Ingress{},
-		"policy/v1/PodDisruptionBudget":      policy.PodDisruptionBudget{},
-		"rbac.authorization.k8s.io/v1/Role":  rbac.Role{}, "rbac.authorization.k8s.io/v1/RoleBinding": rbac.RoleBinding{},
-		"rbac.authorization.k8s.io/v1/ClusterRole":                      rbac.ClusterRole{},
-		"rbac.authorization.k8s.io/v1/ClusterRoleBinding":               rbac.ClusterRoleBinding{},
-		"admissionregistration.k8s.io/v1/MutatingWebhookConfiguration": registration.MutatingWebhookConfiguration{},
-		"admission.k8s.io/v1/AdmissionReview":                           admission.AdmissionReview{},
-		"authentication.k8s.io/v1/TokenReview":                          authentication.TokenReview{},
-	}
-	written := document{"k8s.io/api, Kubernetes " + os.Args[1] + " (Apache-2.0)", map[string]string{}, types}
+	written := document{os.Args[1], map[string]string{}, types}
 	for kind, sample := range kinds {
 		written.Kinds[kind] = describe(reflect.TypeOf(sample))
 	}
