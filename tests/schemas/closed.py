@@ -1,8 +1,8 @@
 """Strict validation of Kubernetes objects: an unknown field, a wrong type or a missing field is an error.
 
-The schemas are written by the program in generate/ from Go packages: Kubernetes' own (k8s.io/api), one file for
-each version; those of OpenShift and cert-manager in others.json, and the QuayRegistry after quay-operator's
-types. `source` in each says which versions; all of them are under the Apache License 2.0.
+The schemas are written by the program in generate/ from Go packages: Kubernetes' own (k8s.io/api), one file
+for each version; those of OpenShift and cert-manager in others.json, and the QuayRegistry after
+quay-operator's types. `source` in each says which versions; all of them are under the Apache License 2.0.
 """
 
 from __future__ import annotations
