@@ -24,7 +24,7 @@ from named_programs import (
 )
 from quayscope.sidecar.native.demangle import demangle
 from quayscope.sidecar.native.dwarf import InlinedCalls
-from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.elf import Elf, MalformedElf
 from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.symbols import Symbols
@@ -76,6 +76,28 @@ def test_inlined_calls(cpp: Path, tmp_path: Path, flags: list[str]) -> None:
     assert deep > 500
     assert equal >= 0.99 * len(addresses)
     assert calls.skipped == 0
+
+
+def test_an_origin_of_sixteen_bytes(tmp_path: Path) -> None:
+    """A call whose function lies at what no offset can be is refused."""
+    program = tmp_path / "program"
+    run("g++", "-O2", "-gdwarf-5", "-pthread", "-o", program, SOURCES / "busy.cpp")
+    elf = Elf(program.read_bytes())
+    calls = InlinedCalls(elf)
+    address = next(address for address in elf.functions.addresses if calls.at(address))
+    read = InlinedCalls(elf)
+    values_of = read._reader.values
+
+    def values(*given: Any) -> Any:
+        found, at = values_of(*given)
+        # DW_FORM_data16 where a reference should be.
+        return {
+            name: one._replace(number=1 << 100) if name == 0x31 else one for name, one in found.items()
+        }, at
+
+    read._reader.values = values  # type: ignore[method-assign] # the compiler writes no such program
+    with pytest.raises(MalformedElf, match="no place"):
+        read.at(address)
 
 
 def test_inlined_calls_come_later(cpp: Path, until: Callable[..., Any]) -> None:

@@ -222,6 +222,8 @@ class InlinedCalls:
         origin = values.get(_AT_ABSTRACT_ORIGIN)
         if origin is None:
             return True
+        if not 0 <= origin.number <= _ALL:
+            raise MalformedElf("an inlined call refers to no place that a file can have")
         for low, high in self._ranges(unit, values):
             if len(calls.lows) >= _MAX_CALLS:
                 return False

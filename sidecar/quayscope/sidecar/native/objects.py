@@ -13,11 +13,12 @@ import logging
 import mmap
 import os
 import stat
+import sys
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
@@ -39,6 +40,15 @@ _IDENTITY_BYTES = 4096
 _MAX_VDSO = 1 << 20
 
 _FileKey = tuple[int, int, int, int]
+
+
+class _File(NamedTuple):
+    """A file that was looked at: what its object is held by, "" where it is none."""
+
+    key: _FileKey
+    identity: str
+
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -53,8 +63,8 @@ class Objects:
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, Elf] = OrderedDict()
-        self._files: OrderedDict[_FileKey, str | None] = OrderedDict()
-        self._places: OrderedDict[tuple[int, str], tuple[_FileKey, str]] = OrderedDict()
+        self._files: OrderedDict[_FileKey, _File] = OrderedDict()
+        self._places: OrderedDict[tuple[int, str], _File] = OrderedDict()
         self._deleted = _DeletedMappings()
         self._lock = threading.Lock()
         self.malformed = 0
@@ -77,7 +87,7 @@ class Objects:
             descriptor = self._open(pid, path, place)
         except FileNotFoundError:
             known = None if Path(f"/proc/{pid}").exists() else self._places.get(place)
-            return self._held.get(known[1]) if known is not None else None
+            return self._held.get(known.identity) if known is not None else None
         except OSError:
             return None
         try:
@@ -98,7 +108,7 @@ class Objects:
                 descriptor = open_regular(f"/proc/{pid}/root{plain}")
         if descriptor >= 0:
             known = self._places.get(place)
-            if known is not None and known[0] == _file_key(os.fstat(descriptor)):
+            if known is not None and known.key == _file_key(os.fstat(descriptor)):
                 return descriptor
         # First seen, or another file than last time: is it the one that is mapped?
         span = self._deleted.span(pid, plain)
@@ -116,21 +126,22 @@ class Objects:
 
     def _parsed(self, descriptor: int, place: tuple[int, str]) -> Elf | None:
         key = _file_key(os.fstat(descriptor))
-        identity = self._files.get(key, "")
-        elf = self._held.get(identity) if identity else None
-        if identity == "" or (identity is not None and elf is None):
+        file = self._files.get(key)
+        elf = self._held.get(file.identity) if file is not None else None
+        if file is None or (file.identity and elf is None):
             elf = self._parse(descriptor, place[1])
-            identity = None if elf is None else _identity(elf, key)
-            _remember(self._files, key, identity, _MAX_FILES)
-            if elf is not None and identity is not None:
+            file = _File(key, "" if elf is None else _identity(elf, key))
+            _remember(self._files, key, file, _MAX_FILES)
+            if elf is not None:
                 # The same build from another image layer: one object, one set of tables.
-                elf = self._held.setdefault(identity, elf)
-        if elf is None or identity is None:
+                elf = self._held.setdefault(file.identity, elf)
+        if elf is None:
             return None
-        self._held.move_to_end(identity)
+        self._held.move_to_end(file.identity)
         if len(self._held) > _MAX_OBJECTS:
             self._held.popitem(last=False)
-        _remember(self._places, place, (key, identity), _MAX_PLACES)
+        # Thousands of processes that come and go have the same few files: what is said of each is shared.
+        _remember(self._places, (place[0], sys.intern(place[1])), file, _MAX_PLACES)
         return elf
 
     def _parse(self, descriptor: int, path: str) -> Elf | None:
