@@ -22,9 +22,10 @@ from named_programs import (
     running,
     space_of,
 )
+from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.demangle import demangle
 from quayscope.sidecar.native.dwarf import InlinedCalls
-from quayscope.sidecar.native.elf import Elf, MalformedElf
+from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.symbols import Symbols
