@@ -50,9 +50,14 @@ class RunningCollector:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        wait_for(lambda: ready.exists() or self.process.poll() is not None, 20)
-        assert self.process.poll() is None, (self.directory / "log").read_text()
-        content = json.loads(ready.read_text())
+        try:
+            wait_for(lambda: ready.exists() or self.process.poll() is not None, 20)
+            assert self.process.poll() is None, (self.directory / "log").read_text()
+            content = json.loads(ready.read_text())
+        except BaseException:
+            # Whoever has no collector cannot stop it.
+            self.kill()
+            raise
         self.http, self.grpc = content["http"], content["grpc"]
         assert content["pid"] == self.process.pid
         return self
