@@ -12,7 +12,7 @@ def test_cpu_is_on_the_right_endpoint_and_span(tmp_path: Path, full: bool) -> No
 
     pyroscope-io and pyroscope-otel answer the same question, and are not held to anything.
     """
-    seconds = 60 if full else 8
+    seconds = 60 if full else 6
     found: dict[str, Attribution] = {}
     for name in ("agent", "PySpy", "Stack"):
         folder = tmp_path / name

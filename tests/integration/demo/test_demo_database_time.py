@@ -201,7 +201,8 @@ def test_database_time_has_its_endpoint(postgres: DemoPostgres, directory: Path,
     assert swept.right > 100
     assert swept.share >= 0.95
     assert waiting.share >= 0.95
-    assert sampled.share >= 0.95
+    # Some three hundred at CI size, of which the first of each connection weigh more.
+    assert sampled.share >= (0.95 if full else 0.9)
     assert swept.inherited > 10
     assert swept.unchecked < 0.05 * len(watched.moments)
     # Hardly any request was traced: nothing of this depends on it.
