@@ -75,9 +75,9 @@ def test_names_wait_for_their_window() -> None:
     gathered.add(key(one, 100), PERIOD)
     gathered.add(key(one, 109, complete=False), 2 * PERIOD)
     gathered.add(key(one, 110), PERIOD)
-    assert after(110.9) == 3
+    assert after(111.9) == 3
     assert out == []
-    assert after(111.0) == 1
+    assert after(112.0) == 1
     (profile,) = out
     assert profile.start_ns == 100 * SECOND_NS
     assert profile.totals() == (2, 3 * PERIOD)
@@ -85,8 +85,8 @@ def test_names_wait_for_their_window() -> None:
     assert profile.losses.unattributed == 2
     for user in range(0x1000, 0x1000 + 5_000):
         gathered.add(key(one, 111, user), PERIOD)
-    assert after(112.9) == 5_000
-    assert after(113.0) == 0
+    assert after(113.9) == 5_000
+    assert after(114.0) == 0
     assert len(out) == 1
     publisher.publish(None)
     publisher.send(one, None)

@@ -29,7 +29,7 @@ BUDGET_BYTES = 32 << 20
 _EARLY_S = 0.3
 _NEAR_NS = 50_000_000
 _FLUSH_S = 1.0
-_NAMED_S = 2.2
+_NAMED_S = 3.2
 """How long after a second its samples are named at the latest, while the target goes on being sampled."""
 _LABEL = "quayscope_recording"
 

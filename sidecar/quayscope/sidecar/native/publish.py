@@ -12,7 +12,7 @@ from quayscope.sidecar.windows import SECOND_NS
 
 __all__ = ["Publisher"]
 
-_GRACE_NS = SECOND_NS
+_GRACE_NS = 2 * SECOND_NS
 """How long after a window's end its last samples may still be on their way through rings and batches."""
 _MANY = 5_000
 """So many samples do not wait for their window's end to be named."""

@@ -36,7 +36,9 @@ __all__ = ["HIGHEST_HZ", "LOWEST_HZ", "Sampler"]
 log = logging.getLogger(__name__)
 
 LOWEST_HZ, HIGHEST_HZ = 19, 999
-_BATCH_S = 0.5
+_BATCH_S = 1.0
+"""Between two batches at most: each finds the processor's caches as others left them, which costs more than
+half of a small one's samples."""
 _PAUSE_S = 0.05
 """Between two batches at least, however full the rings are: many small batches cost more than few."""
 _RESCAN_S = 1.0
