@@ -29,7 +29,7 @@ def test_no_fault_of_ours_reaches_the_application(
     targets = [name for name in functions() if name not in HOST_FACING]
     # A gevent worker takes its second to notice that it is to end: more of them, to be done sooner.
     workers = 8 if worker_class == "gevent" else 4
-    every = 1 if full else {"gevent": 6, "gthread": 12, "sync": 12}[worker_class]
+    every = 1 if full else {"gevent": 6, "gthread": 8, "sync": 8}[worker_class]
     targets = targets[::every]
     listed, taken, hit = tmp_path / "faults", tmp_path / "taken", tmp_path / "hit"
     listed.write_text("\n".join(targets))

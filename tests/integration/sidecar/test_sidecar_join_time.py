@@ -64,7 +64,7 @@ def test_cpu_by_statement(
     for profile in found.profiles:
         for (stack, attributes), (count, cpu_ns) in profile.samples.items():
             # What was broken off at the end is not in the log.
-            if stack[1].kind == "sql" and attributes.run in truth:
+            if len(stack) > 1 and stack[1].kind == "sql" and attributes.run in truth:
                 cpu[stack[1].function] += cpu_ns
                 samples[stack[1].function] += count
     for number, (text, _) in enumerate(LOADS["slow"]):

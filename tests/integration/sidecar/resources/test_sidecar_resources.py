@@ -273,9 +273,21 @@ def test_disks_tell_what_was_on_disks(measured: Measured, disk_folder: Path) -> 
     latencies = [point.value for point in points if point.name == "quayscope.system.disk.latency"]
     assert latencies
     assert all(0 <= latency < 10 for latency in latencies)
-    shares = [point.value for point in points if point.name == "quayscope.system.disk.utilization"]
-    assert max(shares) > 0
-    assert all(0 <= share <= 1 for share in shares)
+
+    def busiest(points: list[Point]) -> float:
+        return max(point.value for point in points if point.name == "quayscope.system.disk.utilization")
+
+    # The kernel counts the ticks of its clock in which a disk was busy: a fast one may be so between two.
+    found = busiest(points)
+    for _ in range(20):
+        if found:
+            break
+        with (disk_folder / "synced").open("wb") as file:
+            file.write(os.urandom(16 * MEGABYTE))
+            file.flush()
+            os.fsync(file.fileno())
+        found = busiest(measured.tick())
+    assert 0 < found <= 1
 
 
 def test_the_blkio_controller_tells_a_containers_disk(
