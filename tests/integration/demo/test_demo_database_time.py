@@ -203,7 +203,7 @@ def test_database_time_has_its_endpoint(postgres: DemoPostgres, directory: Path,
     assert waiting.share >= 0.95
     # Some three hundred at CI size, of which the first of each connection weigh more.
     assert sampled.share >= (0.95 if full else 0.9)
-    assert swept.inherited > 10
+    assert swept.inherited > (10 if full else 2)
     assert swept.unchecked < 0.05 * len(watched.moments)
     # Hardly any request was traced: nothing of this depends on it.
     assert spans < 0.05 * sum(kept.requests().values())

@@ -114,8 +114,8 @@ def test_agrees_under_load(
         f"{major}, {load}: {stable} stable, {excluded:.1%} excluded, "
         + ", ".join(f"{field} {share:.2%}" for field, share in shares.items())
     )
-    # Of three hundred rows the share is known to within a tenth alone.
-    assert excluded <= _MOST_EXCLUDED[load] + (0.0 if full else 0.1)
+    # Of three hundred rows, beside whatever else runs, the share says little.
+    assert excluded <= _MOST_EXCLUDED[load] * (1 if full else 2)
     for field, least in _AT_LEAST.items():
         assert shares[field] >= least, wrong.most_common(5)
     assert not reader.counts["invalid"]
