@@ -1,6 +1,6 @@
 """CPU samples of any program, taken without its help: perf events, unwound in batches, named when sent.
 
-One thread drains the rings and unwinds, about twice a second. A sample is weighed with the CPU time that its
+One thread drains the rings and unwinds, once a second. A sample is weighed with the CPU time that its
 event counted since the sample before, where it counts (a cgroup's), else with the period.
 """
 
