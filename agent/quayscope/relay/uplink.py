@@ -205,7 +205,6 @@ class Uplink:
                     return unsent(*group), failure
             else:
                 self._successes += 1
-                self._count("pushed", len(group))
                 # The receiver may have become well between the two, so each is tried once more.
                 while doubtful:
                     unknown = self._send_last_time(doubtful[0])
@@ -213,6 +212,7 @@ class Uplink:
                         # Left is the end of the batch: what passed goes again rather than what did not.
                         return unsent(*group), unknown
                     del doubtful[0]
+                self._count("pushed", len(group))
         return unsent(), doubt if doubtful else None
 
     def _send_last_time(self, item: Item) -> PushFailed | None:
