@@ -64,7 +64,7 @@ verify-postgres: $(VENV)/.dev ## what is said of databases, at full size, with f
 verify-deploy: $(VENV)/.dev ## captures, the injector, images and manifests at full size, with figures
 	$(BIN)/python -m pytest tests/integration/control tests/integration/injector tests/unit/injector --full -s $(ARGS)
 
-bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--rounds 5"
+bench-agent: $(VENV)/.dev ## what the agent costs, beside the stock tools: make bench-agent ARGS="--pairs 5"
 	PYTHONPATH=tests $(BIN)/python -m bench.agent $(ARGS)
 
 bench-sidecar: $(VENV)/.dev ## what the native sampler costs and is worth, beside perf: make bench-sidecar ARGS="--parts steady,perf"

@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["MB", "PERCENT", "PLAIN", "US", "Report", "surroundings"]
+__all__ = ["MB", "PAIRS", "PERCENT", "PLAIN", "US", "Report", "surroundings"]
 
-PERCENT, US, MB, PLAIN = "percent", "microseconds", "MB", "plain"
+PERCENT, US, MB, PLAIN, PAIRS = "percent", "microseconds", "MB", "plain", "pairs"
+"""How a figure is shown. One of pairs is a median, `cpu_ratio...`, with its quartiles and their number."""
 Figures = Mapping[str, object]
 
 
 class Report(NamedTuple):
     """What is told of a benchmark: `lines` are (what, key, form) in order; bounds are by key.
 
-    `about` is what the figures were taken on, beside the machine; empty: nothing more.
+    `about` is what the figures were taken on, beside the machine; empty: nothing more. A figure
+    `versions` is told with it.
     """
 
     lines: Sequence[tuple[str, str, str]]
@@ -40,22 +42,24 @@ class Report(NamedTuple):
 
     def table(self, figures: Figures) -> str:
         """Return the table, what it was taken on first; figures that there are not are left out."""
+        versions = f"; {figures['versions']}" if "versions" in figures else ""
         about = (
             f"{figures['date']}; CPython {figures['python']}, Linux {figures['kernel']}, "
             f"{figures['cores']} cores ({figures['processor']}), {self.about}"
-            f"load average {figures['load_average']} at the start, {figures['duration_s']} s."
+            f"load average {figures['load_average']} at the start, {figures['duration_s']} s{versions}."
         )
         rows = [
-            f"| {name} | {_shown(figures[key], form)} | {self._bound(key, form)} |"
+            f"| {name} | {_shown(figures, key, form)} | {self._bound(key, form)} |"
             for name, key, form in self.lines
             if key in figures
         ]
         return "\n".join([about, "", "| what | figure | bound |", "|---|---|---|", *rows])
 
     def _bound(self, key: str, form: str) -> str:
+        form = PLAIN if form == PAIRS else form
         if key in self.at_most:
-            return f"at most {_shown(self.at_most[key], form)}"
-        return f"at least {_shown(self.at_least[key], form)}" if key in self.at_least else ""
+            return f"at most {_shown(self.at_most, key, form)}"
+        return f"at least {_shown(self.at_least, key, form)}" if key in self.at_least else ""
 
 
 def surroundings() -> dict[str, object]:
@@ -77,7 +81,8 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _shown(value: object, form: str) -> str:
+def _shown(figures: Figures, key: str, form: str) -> str:
+    value = figures[key]
     assert isinstance(value, (int, float))
     if form == PERCENT:
         return f"{100 * value:.2f} %"
@@ -85,4 +90,10 @@ def _shown(value: object, form: str) -> str:
         return f"{value:,.1f} µs"
     if form == MB:
         return f"{value:.1f} MB"
+    if form == PAIRS:
+        prefix = key[: key.index("cpu_ratio")]
+        return (
+            f"{value:.4f}; quartiles {figures[prefix + 'cpu_ratio_quartile1']:.4f} and "
+            f"{figures[prefix + 'cpu_ratio_quartile3']:.4f}, {figures[prefix + 'pairs']} pairs"
+        )
     return f"{value:.4g}"

@@ -38,18 +38,19 @@ def command(
     measure: Callable[[Asked], dict[str, object]],
     *,
     seconds: float,
+    pairs: int = 12,
 ) -> int:
     """Run the benchmark `name` as asked on the command line; returns the exit code.
 
     0 done, 1 a bound was missed, 3 it could not be measured, 130 interrupted. `seconds` is the length of a
-    part where none is given.
+    part, `pairs` the number of pairs, where none is given.
     """
     output = Path(f"build/bench/{name}.json")
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=about)
     parser.add_argument(
         "--seconds", type=float, default=seconds, help=f"length of a part (default {seconds:g})"
     )
-    parser.add_argument("--pairs", type=int, default=12, help="pairs of rounds (default 12)")
+    parser.add_argument("--pairs", type=int, default=pairs, help=f"pairs of rounds (default {pairs})")
     parser.add_argument("--quick", action="store_true", help="as little as shows that it works: no verdict")
     parser.add_argument(
         "--parts", default=",".join(parts), help=f"which ones, comma-separated: {', '.join(parts)}"

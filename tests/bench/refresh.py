@@ -12,14 +12,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.agent import report as agent
+from bench.agent.report import REPORT as AGENT
 from bench.postgres.report import REPORT as POSTGRES
 from bench.sidecar.report import REPORT as SIDECAR
 
 __all__ = ["refresh"]
 
 TABLES: Mapping[str, Callable[[Mapping[str, object]], str]] = {
-    "agent": agent.table,
+    "agent": AGENT.table,
     "sidecar": SIDECAR.table,
     "postgres": POSTGRES.table,
 }

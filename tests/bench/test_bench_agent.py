@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench.agent.pairs import Pair, summarise, upper_95
-from bench.agent.report import missed, table
+from bench.agent.report import REPORT
 from bench.refresh import refresh
 from integration.agent.serving import until
 
@@ -34,7 +34,7 @@ def run(checkout: Path, output: Path, parts: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(output.read_text())
     assert all(not isinstance(value, (dict, list)) for value in found.values())
-    assert table(found) in done.stdout
+    assert REPORT.table(found) in done.stdout
     return found
 
 
@@ -131,7 +131,7 @@ def test_the_spread_of_pairs_is_shown_beside_their_median() -> None:
 
 def test_a_missed_bound_is_said() -> None:
     """What is over its bound is named with its figure; what was not measured is passed over."""
-    assert missed({"cpu_ratio_upper95": 1.03, "cost_share_100hz": 0.004}) == [
+    assert REPORT.missed({"cpu_ratio_upper95": 1.03, "cost_share_100hz": 0.004}) == [
         "cpu_ratio_upper95 is 1.0300, more than 1.02"
     ]
 
