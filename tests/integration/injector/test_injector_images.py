@@ -173,10 +173,10 @@ def run_load(node: Machine, pod: Pod, built: Built, volume: Path) -> None:
     """It fires a short workload at a server on loopback; every request is answered."""
     server = in_network_of(pod.pause, ReceivingServer)
     (volume / "short.yaml").write_text(WORKLOAD)
-    command = [*built.config["Cmd"], "run", "/work/short.yaml", f"--url={server.url}", "--duration=3s"]
+    command = [*built.config["Cmd"], "run", "/workload/short.yaml", f"--url={server.url}", "--duration=3s"]
     try:
         code, printed = pod.run(
-            contained("load", built, [*command, "--json=/work/out.json"], {"/work": volume})
+            contained("load", built, [*command, "--json=/workload/out.json"], {"/workload": volume})
         )
     finally:
         server.stop()

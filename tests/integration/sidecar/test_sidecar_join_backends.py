@@ -59,7 +59,7 @@ def _looping(connection: psycopg.Connection[Any], step: Callable[[], object]) ->
         assert not faults
 
 
-def test_parallel_workers_work_for_their_leader(server: Any, until: Callable[..., Any]) -> None:
+def test_parallel_workers_work_for_their_leader(server: Any, until: Callable[..., Any], full: bool) -> None:
     """A worker's CPU is its leader's statement's, under the leader's pid, with its own frame."""
     with server.connect() as connection:
         connection.execute("DROP TABLE IF EXISTS wide")
@@ -81,8 +81,8 @@ def test_parallel_workers_work_for_their_leader(server: Any, until: Callable[...
         until(lambda: len(workers()) > 40, 30.0)
         seen = workers()
     shown = [one for one in seen if not one.ran.unproven]
-    # Who works for whom is asked here: how much is proven at a busy machine's priority, elsewhere.
-    assert len(shown) > 0.75 * len(seen)
+    # Of forty samples chance and a busy machine leave fewer proven than of thousands.
+    assert len(shown) > (0.9 if full else 0.75) * len(seen)
     assert {one.ran.text for one in shown if one.ran.text is not None} == {statement}
     assert {one.ran.pid for one in shown if one.ran.text is not None} == {leader}
     stacks = {
