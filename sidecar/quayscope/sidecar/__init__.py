@@ -9,6 +9,11 @@ out (`outward`); `program` runs it all. `doctor` tries what is permitted, and wh
 missing capability (`capabilities`), never guessed around.
 """
 
+import os
+
+# numpy's linear algebra, which nobody here calls, would start a thread a CPU.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from quayscope.sidecar.errors import BadOption, CaptureRefused, MalformedElf, ScrapeFailed, SidecarError
 
 __all__ = ["BadOption", "CaptureRefused", "MalformedElf", "ScrapeFailed", "SidecarError"]

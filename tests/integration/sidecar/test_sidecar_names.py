@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import sys
 import sysconfig
@@ -214,3 +215,34 @@ def test_interpreter_functions() -> None:
     symbols = Symbols(Objects())
     found: list[Named] = [symbols.frames(space, address + bias) for address in elf.functions.addresses]
     assert any(frame.function == "_PyEval_EvalFrameDefault" for named in found for frame in named.frames)
+
+
+def check_stretches(pid: int) -> tuple[int, int]:
+    """Name addresses by chance and all that shares their stretch; returns how many, and their bytes."""
+    chance = random.Random(1)
+    objects = Objects()
+    symbols = Symbols(objects)
+    space = space_of(pid)
+    count = size = 0
+    for mapping in space.mappings:
+        for _ in range(40):
+            address = chance.randrange(mapping.start, mapping.end)
+            named = symbols.frames(space, address)
+            start, end = symbols.around(space, address)
+            assert mapping.start <= start <= address < end <= mapping.end
+            # As nobody knows it yet: by tables alone.
+            others = Symbols(objects)
+            for near in {start, end - 1, *(chance.randrange(start, end) for _ in range(6))}:
+                assert others.frames(space, near) == named, (mapping, hex(near), hex(address))
+            count += 1
+            size += end - start
+    return count, size
+
+
+def test_a_stretch_has_one_name(cpp: Path, go: Path) -> None:
+    """What is said to stand for the same does, of programs with and without symbols, of libraries and Go."""
+    for program in (cpp / "full", cpp / "bare", go / "bare"):
+        with running(program) as process:
+            print(program.name, *check_stretches(process.pid))
+    count, size = check_stretches(os.getpid())
+    assert size > 30 * count

@@ -250,6 +250,11 @@ def test_lost_samples_are_counted(programs: dict[str, Path], until: Any) -> None
         # The kernel tells of the loss with the next record that it has room for.
         sampler.start()
         until(lambda: sampler.counts()["samples_lost"] > 0, 20.0, "a loss")
+        for one in (sampler, beside):
+            one.set_rate(19)
+        # Nothing is lost any more, so what was is told.
+        (tracked,) = sampler.targets
+        until(partial(_more, tracked, tracked.samples + 3), 30.0)
     finally:
         end([process])
         sampler.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import struct
 import weakref
 from typing import Any, cast
 
 import pytest
 
 from quayscope.profile import Frame, Profile
-from quayscope.sidecar.native.gather import Gathered, Key
+from quayscope.sidecar.native.gather import Gathered, Held, Known
 from quayscope.sidecar.native.maps import AddressSpace, Layout, Mapping
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.publish import Publisher
@@ -39,22 +40,25 @@ def tracked(out: list[Profile], **known: Any) -> Tracked:
     return made
 
 
-def key(one: Tracked, slot_s: int, user: int = 0x1010, *, complete: bool = True) -> Key:
-    return Key(one, slot_s * SECOND_NS, "main", 1, NO_STATEMENT, (), SPACE, (user,), complete, unproven=False)
+def packed(*addresses: int) -> bytes:
+    return struct.pack(f"<{len(addresses)}Q", *addresses)
+
+
+def held(
+    one: Tracked, slot_s: int, user: int = 0x1010, *, complete: bool = True, cpu_ns: int = PERIOD
+) -> Held:
+    known = Known(one, slot_s * SECOND_NS, "main", 1, NO_STATEMENT, unproven=False)
+    return Held(known, b"", SPACE, packed(user), complete, cpu_ns)
 
 
 def test_gathered_is_bounded() -> None:
-    """Equal samples add up; distinct ones beyond the bound are counted where they belong."""
+    """Samples beyond the bound are counted where they belong."""
     one = tracked([])
     gathered = Gathered(most=2)
-    for user in (1, 1, 2, 3, 3, 1):
-        gathered.add(key(one, 100, user), PERIOD)
-    held = gathered.take(None)
-    assert {key.user[0]: (weight.count, weight.cpu_ns) for key, weight in held} == {
-        1: (3, 3 * PERIOD),
-        2: (1, PERIOD),
-    }
-    assert gathered.take_dropped() == {(one, 100 * SECOND_NS): 2}
+    for user in (1, 2, 3, 3, 1):
+        gathered.add(held(one, 100, user))
+    assert gathered.take(None) == [held(one, 100, 1), held(one, 100, 2)]
+    assert gathered.take_dropped() == {(one, 100 * SECOND_NS): 3}
     assert gathered.take_dropped() == {}
     assert len(gathered) == 0
 
@@ -64,7 +68,7 @@ def test_names_wait_for_their_window() -> None:
     out: list[Profile] = []
     one = tracked(out)
     gathered = Gathered()
-    publisher = Publisher(gathered, Stacks(Objects()), 10)
+    publisher = Publisher(gathered, Stacks(Objects()), 10, 2.0)
 
     def after(seconds: float) -> int:
         now = int(seconds * SECOND_NS)
@@ -72,9 +76,9 @@ def test_names_wait_for_their_window() -> None:
         publisher.send(one, now)
         return len(gathered)
 
-    gathered.add(key(one, 100), PERIOD)
-    gathered.add(key(one, 109, complete=False), 2 * PERIOD)
-    gathered.add(key(one, 110), PERIOD)
+    gathered.add(held(one, 100))
+    gathered.add(held(one, 109, complete=False, cpu_ns=2 * PERIOD))
+    gathered.add(held(one, 110))
     assert after(111.9) == 3
     assert out == []
     assert after(112.0) == 1
@@ -84,7 +88,7 @@ def test_names_wait_for_their_window() -> None:
     assert profile.losses.truncated == 1
     assert profile.losses.unattributed == 2
     for user in range(0x1000, 0x1000 + 5_000):
-        gathered.add(key(one, 111, user), PERIOD)
+        gathered.add(held(one, 111, user))
     assert after(113.9) == 5_000
     assert after(114.0) == 0
     assert len(out) == 1
@@ -98,9 +102,9 @@ def test_losses_are_in_the_profile() -> None:
     out: list[Profile] = []
     one = tracked(out, lost=7)
     gathered = Gathered(most=1)
-    publisher = Publisher(gathered, Stacks(Objects()), 10)
-    gathered.add(key(one, 100, 1), PERIOD)
-    gathered.add(key(one, 101, 2), PERIOD)
+    publisher = Publisher(gathered, Stacks(Objects()), 10, 2.0)
+    gathered.add(held(one, 100, 1))
+    gathered.add(held(one, 101, 2))
     publisher.publish(None)
     one.charge(102 * SECOND_NS)
     one.charge(103 * SECOND_NS)
@@ -137,13 +141,13 @@ def test_what_is_said() -> None:
     poor = tracked([], rings=Sized(32 << 10), source=source, coverage=Coverage(10**10, 41 * 10**8))
     idle = tracked([], rings=Sized(8 << 20), source=source, coverage=Coverage(10**8, 0))
     poor.why_not_cgroup = "it is in the root cgroup"
-    held = {one.name: one for one in capabilities([good, poor, idle])}
-    assert "root cgroup" in held[CGROUP].detail
-    assert "32 kB" in held[RINGS].detail
-    assert "frame pointers only" in held[RINGS].detail
-    assert "less than 50 %" in held[ALL_CPU].detail
+    said = {one.name: one for one in capabilities([good, poor, idle])}
+    assert "root cgroup" in said[CGROUP].detail
+    assert "32 kB" in said[RINGS].detail
+    assert "frame pointers only" in said[RINGS].detail
+    assert "less than 50 %" in said[ALL_CPU].detail
     poor.coverage = Coverage(10**10, 44 * 10**8)
-    assert capabilities([good, poor, idle])[2] == held[ALL_CPU]
+    assert capabilities([good, poor, idle])[2] == said[ALL_CPU]
     assert capabilities([good, idle])[1].permitted
     assert capabilities([good, idle])[2].permitted
     assert capabilities([]) == []
@@ -156,7 +160,7 @@ def test_stacks_end_where_no_code_is() -> None:
     space = AddressSpace(1, [near, far])
 
     def shown(*addresses: int) -> list[str]:
-        frames, is_root = stacks.user(space, addresses, 1)
+        frames, is_root = stacks.users([(space, packed(*addresses), 1)])[0]
         assert not is_root
         return [frame.function for frame in frames]
 
@@ -175,7 +179,7 @@ def test_what_is_remembered_of_programs_that_come_and_go_is_bounded() -> None:
     for number in range(3_000):
         start = 0x400000 + number * 0x1000
         layout = Layout((Mapping(start, start + 0x1000, 0, ""),), number)
-        stacks.user(AddressSpace(1, layout), (start + 0x10,), 1)
+        stacks.users([(AddressSpace(1, layout), packed(start + 0x10), 1)])
         made.append(weakref.ref(layout))
     del layout
     gc.collect()

@@ -29,8 +29,10 @@ BUDGET_BYTES = 32 << 20
 _EARLY_S = 0.3
 _NEAR_NS = 50_000_000
 _FLUSH_S = 1.0
-_NAMED_S = 3.2
-"""How long after a second its samples are named at the latest, while the target goes on being sampled."""
+_WINDOW_S = 1
+_LOOK_S = 0.2
+_BATCH_S = 1.0
+"""Whoever waits for a capture waits for its last batch, if others go on with the same target."""
 _LABEL = "quayscope_recording"
 
 
@@ -107,7 +109,12 @@ class PerfRecordings:
         with self._lock:
             if self._sampler is None:
                 self._sampler = Sampler(
-                    self._emit, hz=hz, window_s=1, cache=self._cache, budget=RingBudget(BUDGET_BYTES)
+                    self._emit,
+                    hz=hz,
+                    window_s=_WINDOW_S,
+                    cache=self._cache,
+                    budget=RingBudget(BUDGET_BYTES),
+                    batch_s=_BATCH_S,
                 )
                 self._sampler.start()
             recording = self._recordings.get(key)
@@ -150,8 +157,12 @@ class PerfRecordings:
         return True
 
     def _wait_named(self, recording: _Recording, ended_ns: int) -> None:
-        deadline = ended_ns + round(_NAMED_S * SECOND_NS)
-        while time.time_ns() < deadline and not recording.closed.wait(0.2):
+        sampler = self._sampler
+        if sampler is None:
+            return
+        # Named when its second is over and all its samples have come.
+        deadline = ended_ns + round((_WINDOW_S + sampler.late_s + _LOOK_S) * SECOND_NS)
+        while time.time_ns() < deadline and not recording.closed.wait(_LOOK_S):
             self._flush()
 
     def _flush(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import Counter
 from typing import NamedTuple, Protocol
 
-from quayscope.sidecar.native.gather import Gathered, Key
+from quayscope.sidecar.native.gather import Gathered, Held, Known
+from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.records import Ended, Executed, Forked, Mapped, Record
 from quayscope.sidecar.native.ring import Taken
-from quayscope.sidecar.native.samples import RawSample, Unwinder
+from quayscope.sidecar.native.samples import Dump, End, Unwinder
 from quayscope.sidecar.native.spaces import Spaces
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.statements import NO_STATEMENT, Described
@@ -64,13 +66,17 @@ class Batches:
     def take(
         self, drained: list[Taken[Tracked] | Record], tracked: list[Tracked], notes: Notes | None
     ) -> None:
-        """Work through what was drained, in its order."""
+        """Work through what was drained, in its order; the stacks are unwound when all is known."""
         offset = time.time_ns() - time.monotonic_ns()
+        waiting: list[_Waiting] = []
         for item in drained:
             if isinstance(item, Taken):
-                self._sample(item, offset, notes)
+                self._sample(item, offset, notes, waiting)
             else:
                 self._task(item, tracked, notes)
+        stacks = self._unwinder.unwind_all([(one.space, one.dump) for one in waiting])
+        for one, (user, end) in zip(waiting, stacks, strict=True):
+            self._unwound(one, user, end)
 
     def _task(self, record: Record, tracked: list[Tracked], notes: Notes | None) -> None:
         spaces = self._spaces
@@ -96,57 +102,63 @@ class Batches:
             for one in tracked:
                 one.forget(record.pid)
 
-    def _sample(self, taken: Taken[Tracked], offset: int, notes: Notes | None) -> None:
+    def _sample(
+        self, taken: Taken[Tracked], offset: int, notes: Notes | None, waiting: list[_Waiting]
+    ) -> None:
         tracked, sample = taken.source, taken.sample
-        note = notes.take(taken.place, sample.pid, taken.time_ns) if notes is not None else None
+        pid = sample.pid
+        note = notes.take(taken.place, pid, taken.time_ns) if notes is not None else None
         if not tracked.source.accepts(taken.event, taken.place[0], sample.tid):
             return
-        pid = sample.pid
-        space = self._spaces.of(pid)
-        user: tuple[int, ...] = ()
-        complete = False
-        if sample.registers:
-            if space is None:
-                self.spaceless += 1
-            else:
-                user, end = self._unwinder.unwind(space, sample.registers, sample.stack)
-                if end == "unmapped":
-                    newer = self._spaces.missed(pid)
-                    if newer is not None:
-                        space = newer
-                        user, end = self._unwinder.unwind(space, sample.registers, sample.stack)
-                self.ends[end] += 1
-                complete = end == "root"
-        elif sample.user:
-            user = _callers(sample)
-            if space is None:
-                self.spaceless += 1
-            elif space.find(user[0]) is None:
-                space = self._spaces.missed(pid) or space
-        else:
-            complete = bool(
-                sample.kernel
-            )  # a process without memory of its own: all its stack is the kernel's
-        role = None if note is None else note.role
         at = taken.time_ns + offset
-        key = Key(
-            tracked,
-            at - at % SECOND_NS,
-            tracked.role(pid) if role is None else role,
-            pid if note is None else note.pid,
-            NO_STATEMENT if note is None else note.described,
-            sample.kernel,
-            space,
-            user,
-            complete,
-            note is not None and note.unproven,
-        )
+        slot_ns = at - at % SECOND_NS
+        if note is None:
+            known = Known(tracked, slot_ns, tracked.role(pid), pid, NO_STATEMENT, False)
+        else:
+            role = tracked.role(pid) if note.role is None else note.role
+            known = Known(tracked, slot_ns, role, note.pid, note.described, note.unproven)
         tracked.samples += 1
         tracked.cpu_ns += taken.cpu_ns
-        self._gathered.add(key, taken.cpu_ns)
+        space = self._spaces.of(pid)
+        if sample.dump is not None:
+            if space is not None:
+                waiting.append(_Waiting(space, sample.dump, pid, known, sample.kernel, taken.cpu_ns))
+                return
+            self.spaceless += 1
+        elif sample.user:
+            if space is None:
+                self.spaceless += 1
+            elif space.find(int.from_bytes(sample.user[:8], "little")) is None:
+                space = self._spaces.missed(pid) or space
+        # A process without memory of its own: all its stack is the kernel's.
+        complete = bool(sample.kernel) and not sample.user and sample.dump is None
+        self._gathered.add(Held(known, sample.kernel, space, _callers(sample.user), complete, taken.cpu_ns))
+
+    def _unwound(self, one: _Waiting, user: bytes, end: End) -> None:
+        space = one.space
+        if end == "unmapped":
+            newer = self._spaces.missed(one.pid)
+            if newer is not None:
+                space = newer
+                user, end = self._unwinder.unwind(space, one.dump.registers, one.dump.stack).packed()
+        self.ends[end] += 1
+        self._gathered.add(Held(one.known, one.kernel, space, user, end == "root", one.cpu_ns))
 
 
-def _callers(sample: RawSample) -> tuple[int, ...]:
+class _Waiting(NamedTuple):
+    """A sample whose stack is not unwound yet."""
+
+    space: AddressSpace
+    dump: Dump
+    pid: int
+    known: Known
+    kernel: bytes
+    cpu_ns: int
+
+
+def _callers(chain: bytes) -> bytes:
     # The kernel's chain holds return addresses: the call itself is one byte before.
-    leaf, *callers = sample.user
-    return (leaf, *[address - 1 for address in callers])
+    if len(chain) <= 8:
+        return chain
+    leaf, *callers = struct.unpack(f"<{len(chain) // 8}Q", chain)
+    return struct.pack(f"<{len(chain) // 8}Q", leaf, *[address - 1 for address in callers])

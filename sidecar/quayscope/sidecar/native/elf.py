@@ -293,15 +293,18 @@ class Elf:
         By unwind entries: an entry of the usual encoding says how long its function is (of another, the next
         one's start ends it). What lies after it, before the next, is no known function. -1: before all.
         """
+        start, end = self.extent_of(address)
+        return (end, False) if 0 <= end <= address else (start, start >= 0)
+
+    def extent_of(self, address: int) -> tuple[int, int]:
+        """Return where the last function before an address starts, and ends by its unwind entry; -1: none."""
         start = self.starts.before(address)
         entry = self.starts.entry_before(address)
         offset = self.offset_of(entry) if entry else None
         if start < 0 or offset is None or offset + _FRAME_ENTRY.size > self.size:
-            return start, start >= 0
+            return start, -1
         _, _, relative, length = _FRAME_ENTRY.unpack(self._piece(offset, _FRAME_ENTRY.size, ".eh_frame"))
-        if entry + 8 + relative == start and address >= start + length:
-            return start + length, False
-        return start, True
+        return start, start + length if entry + 8 + relative == start else -1
 
     @property
     def functions(self) -> FunctionTable:

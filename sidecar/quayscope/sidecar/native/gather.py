@@ -12,47 +12,47 @@ from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.statements import Described
 
-__all__ = ["MOST_HELD", "Gathered", "Key", "Weight"]
+__all__ = ["MOST_HELD", "Gathered", "Held", "Known"]
 
 MOST_HELD = 30_000
-"""Distinct samples held at once, of all targets: some 40 MB."""
+"""Samples held at once, of all targets: some 20 MB."""
 
 
-class Key(NamedTuple):
-    """What tells samples apart before they have names; addresses leaf first, callers' inside their calls.
-
-    `complete`: the unwinder reached the root. `unproven`: what its process ran is not known for certain.
-    `space` is None where the process was gone before it was read.
-    """
+class Known(NamedTuple):
+    """What is known of a sample besides its stack; `unproven`: not for certain what its process ran."""
 
     tracked: Tracked
     slot_ns: int
     role: str
     pid: int
     described: Described
-    kernel: tuple[int, ...]
+    unproven: bool
+
+
+class Held(NamedTuple):
+    """A sample before its stack has names, and the CPU time that it stands for.
+
+    Addresses are 8 bytes each, leaf first, callers' inside their calls. `complete`: the unwinder reached the
+    root. `space` is None where the process was gone before it was read.
+    """
+
+    known: Known
+    kernel: bytes
     space: AddressSpace | None
-    user: tuple[int, ...]
+    user: bytes
     complete: bool
-    unproven: bool = False
-
-
-class Weight:
-    """How many samples, and the CPU time they stand for."""
-
-    __slots__ = ("count", "cpu_ns")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.cpu_ns = 0
+    cpu_ns: int
 
 
 class Gathered:
-    """Holds samples until their names are looked up; thread-safe."""
+    """Holds samples until their names are looked up; thread-safe.
+
+    One by one: nearly every sample has addresses of its own, and what is alike is so by name.
+    """
 
     def __init__(self, most: int = MOST_HELD) -> None:
         self._most = most
-        self._held: dict[int, dict[Key, Weight]] = {}
+        self._held: dict[int, list[Held]] = {}
         self._count = 0
         self._dropped: dict[tuple[Tracked, int], int] = {}
         self._lock = threading.Lock()
@@ -60,30 +60,26 @@ class Gathered:
     def __len__(self) -> int:
         return self._count
 
-    def add(self, key: Key, cpu_ns: int) -> None:
+    def add(self, sample: Held) -> None:
         """Add one sample; when there is no room it is counted as dropped."""
-        slot_ns = key.slot_ns
+        slot_ns = sample.known.slot_ns
         with self._lock:
-            held = self._held.get(slot_ns)
-            if held is None:
-                held = self._held[slot_ns] = {}
-            if self._count >= self._most and key not in held:
-                of = (key.tracked, slot_ns)
+            if self._count >= self._most:
+                of = (sample.known.tracked, slot_ns)
                 self._dropped[of] = self._dropped.get(of, 0) + 1
                 return
-            # One look-up: most keys are new, and hashing one costs more than all the rest.
-            before = len(held)
-            weight = held.setdefault(key, Weight())
-            self._count += len(held) - before
-            weight.count += 1
-            weight.cpu_ns += cpu_ns
+            held = self._held.get(slot_ns)
+            if held is None:
+                held = self._held[slot_ns] = []
+            held.append(sample)
+            self._count += 1
 
-    def take(self, before_ns: int | None) -> list[tuple[Key, Weight]]:
+    def take(self, before_ns: int | None) -> list[Held]:
         """Return, and hold no longer, the samples of seconds that began before; None: all."""
-        ready: list[tuple[Key, Weight]] = []
+        ready: list[Held] = []
         with self._lock:
             for slot_ns in [one for one in self._held if before_ns is None or one < before_ns]:
-                ready += self._held.pop(slot_ns).items()
+                ready += self._held.pop(slot_ns)
             self._count -= len(ready)
         return ready
 

@@ -127,6 +127,30 @@ class ObjectNames:
             self._broken += 1
             return self.unknown
 
+    def around(self, offset: int) -> tuple[int, int]:
+        """Return the stretch [start, end) of the file around a byte that stands for the same all over.
+
+        One byte where that may depend on the address itself: inlined calls, or a table that is broken.
+        """
+        elf = self.elf
+        address = None if elf is None else elf.address_of(offset)
+        if elf is None or address is None or self.debug is not None or self._go_table(elf) is not None:
+            return offset, offset + 1
+        try:
+            near = [elf.entry, *elf.extent_of(address), *elf.starts.around(address)]
+            for table in self._tables(elf):
+                near += table.around(address)
+        except (MalformedElf, OSError):
+            self._broken += 1
+            return offset, offset + 1
+        low = max([one for one in near if one <= address], default=address)
+        high = min([one for one in near if one > address], default=address + 1)
+        first, last = elf.offset_of(low), elf.offset_of(high - 1)
+        whole = first is not None and last is not None and last - first == high - 1 - low
+        if not whole or first is None or last is None:
+            return offset, offset + 1
+        return first, last + 1
+
     def _at(self, elf: Elf, address: int) -> Named:
         go = self._go_table(elf)
         function = None if go is None else go.at(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quayscope.profile import PROCESS_CPU, Attributes, Frame
 from quayscope.profile.model import Losses
-from quayscope.sidecar.native.gather import Gathered, Key, Weight
+from quayscope.sidecar.native.gather import Gathered, Held, Known
 from quayscope.sidecar.native.stacks import Stacks
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.statements import INHERITED
@@ -12,8 +12,6 @@ from quayscope.sidecar.windows import SECOND_NS
 
 __all__ = ["Publisher"]
 
-_GRACE_NS = 2 * SECOND_NS
-"""How long after a window's end its last samples may still be on their way through rings and batches."""
 _MANY = 5_000
 """So many samples do not wait for their window's end to be named."""
 
@@ -21,65 +19,92 @@ _MANY = 5_000
 class Publisher:
     """Names what was gathered and hands it to its target's windows. Not thread-safe.
 
-    Losses go with them: `truncated` stacks do not reach their root, of `unproven` ones it is
-    not certain what their process ran, `unattributed` samples belong to no request.
+    `late_s` seconds after a window's end its last samples have come. Losses go with the samples: `truncated`
+    stacks do not reach their root, of `unproven` ones it is not certain what their process ran,
+    `unattributed` samples belong to no request.
     """
 
-    def __init__(self, gathered: Gathered, stacks: Stacks, window_s: int) -> None:
+    def __init__(self, gathered: Gathered, stacks: Stacks, window_s: int, late_s: float) -> None:
         self._gathered = gathered
         self._stacks = stacks
         self._window_ns = window_s * SECOND_NS
+        self._late_ns = round(late_s * SECOND_NS)
 
     def publish(self, now_ns: int | None) -> None:
         """Name the samples of windows that are over at `now_ns` (Unix nanoseconds; None: all)."""
         before = None
         if now_ns is not None:
-            over = now_ns - _GRACE_NS
+            over = now_ns - self._late_ns
             before = over - over % self._window_ns
             if len(self._gathered) >= _MANY:
                 before = over - SECOND_NS + 1
-        for key, weight in self._gathered.take(before):
-            self._add(key, weight)
+        self._name(self._gathered.take(before))
         for (tracked, slot_ns), count in self._gathered.take_dropped().items():
             tracked.lose(slot_ns, count)
 
-    @staticmethod
-    def send(tracked: Tracked, now_ns: int | None) -> None:
-        """Send the windows that ended, and whose samples are all named."""
-        tracked.windows.flush(None if now_ns is None else now_ns - _GRACE_NS)
+    def _name(self, samples: list[Held]) -> None:
+        """Name samples, and add them to their windows: once for all that are alike by name."""
+        if not samples:
+            return
+        walked = [
+            (one.space, one.user, one.known.tracked.target.root_pid)
+            for one in samples
+            if one.space and one.user
+        ]
+        named = iter(self._stacks.users(walked))
+        alike: dict[tuple[Known, int, bytes, bool], list[int]] = {}
+        stacks: list[tuple[Frame, ...]] = []
+        for one in samples:
+            user, complete = next(named) if one.space and one.user else ((), False)
+            key = (one.known, id(user), one.kernel, one.complete or complete)
+            weight = alike.get(key)
+            if weight is None:
+                alike[key] = [1, one.cpu_ns]
+                stacks.append(user)
+            else:
+                weight[0] += 1
+                weight[1] += one.cpu_ns
+        for user, ((known, _, kernel, complete), (count, cpu_ns)) in zip(stacks, alike.items(), strict=True):
+            self._add(known, user, kernel, count if not complete else 0, (count, cpu_ns))
 
-    def _add(self, key: Key, weight: Weight) -> None:
-        tracked, described = key.tracked, key.described
+    def send(self, tracked: Tracked, now_ns: int | None) -> None:
+        """Send the windows that ended, and whose samples are all named."""
+        tracked.windows.flush(None if now_ns is None else now_ns - self._late_ns)
+
+    def _add(
+        self,
+        known: Known,
+        user: tuple[Frame, ...],
+        kernel: bytes,
+        truncated: int,
+        values: tuple[int, int],
+    ) -> None:
+        tracked, described = known.tracked, known.described
         stack: tuple[Frame, ...] = (tracked.root,)
         # A parallel worker's work stands under the statement that it is part of.
         if described.frame is not None:
             stack += (described.frame,)
         if described.inherited:
             stack += (INHERITED,)
-        if key.role != tracked.target.main_role:
-            stack += (Frame(key.role, kind="root"),)
-        complete = key.complete
-        if key.space is not None and key.user:
-            native, is_root = self._stacks.user(key.space, key.user, tracked.target.root_pid)
-            stack += native
-            complete = complete or is_root
-        if key.kernel:
-            stack += self._stacks.kernel(key.kernel)
+        if known.role != tracked.target.main_role:
+            stack += (Frame(known.role, kind="root"),)
+        stack += user
+        if kernel:
+            stack += self._stacks.kernel(kernel)
         endpoint = described.endpoint
         if not endpoint and tracked.target.operation is not None:
             endpoint = tracked.target.operation(stack)
-        count = weight.count
-        truncated = 0 if complete else count
+        count = values[0]
         unattributed = 0 if endpoint or described.has_request else count
-        losses = Losses(0, 0, truncated, count if key.unproven else 0, unattributed)
+        losses = Losses(0, 0, truncated, count if known.unproven else 0, unattributed)
         attributes = Attributes(
-            key.slot_ns,
+            known.slot_ns,
             endpoint,
             described.run,
             described.phase,
-            key.pid,
+            known.pid,
             described.span_id,
             described.trace_id,
         )
         tracked.truncated += truncated
-        tracked.windows.add(PROCESS_CPU, key.role, stack, attributes, (count, weight.cpu_ns), losses)
+        tracked.windows.add(PROCESS_CPU, known.role, stack, attributes, values, losses)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import struct
-from operator import itemgetter
 from typing import NamedTuple
 
 from quayscope.sidecar.native.events import Form
-from quayscope.sidecar.native.samples import RawSample
+from quayscope.sidecar.native.samples import DUMPED_AT, Dump, RawSample
 
 __all__ = [
     "LOST",
@@ -45,15 +44,9 @@ _TRAILER = struct.Struct("<QQ")
 _TRAILER_BYTES = 24
 _CONTEXT_FLOOR = (1 << 64) - 4095
 _CONTEXT_KERNEL = (1 << 64) - 128
-_MACHINE = os.uname().machine
-# And the size of the dump behind them.
-_REGISTERS = {"x86_64": struct.Struct("<17QQ"), "aarch64": struct.Struct("<33QQ")}.get(
-    _MACHINE, struct.Struct("<Q")
-)
-# perf's order is ax bx cx dx si di bp sp ip r8..r15; DWARF's is ax dx cx bx si di bp sp r8..r15 ip.
-_REORDER = itemgetter(0, 3, 2, 1, 4, 5, 6, 7, *range(9, 17), 8)
-_CHAINS = [struct.Struct(f"<{depth}Q") for depth in range(129)]
-"""By depth: the longest that is asked for, with a mark before each of its two parts."""
+_KERNEL_MARK = _COUNT.pack(_CONTEXT_KERNEL)
+_MARKED = b"\xff" * 6
+"""What every mark ends in, and few addresses have."""
 
 
 class Parsed(NamedTuple):
@@ -108,17 +101,16 @@ class Mapped(NamedTuple):
 Record = Forked | Ended | Executed | Mapped
 
 
-def parse_sample(data: memoryview, at: int, size: int, form: Form) -> Parsed | None:
+def parse_sample(data: memoryview, at: int, size: int, form: Form, address: int = 0) -> Parsed | None:
     """Return the sample of a record at `at`, `size` bytes long; None when it contradicts itself.
 
-    Its stack is a part of `data`, not a copy.
+    Its dump is a part of `data`, not a copy; `address` is where that lies in our own memory, 0 where nobody
+    may read it there.
     """
     end = at + size
     count = 0
-    kernel: tuple[int, ...] = ()
-    user: tuple[int, ...] = ()
-    registers: tuple[int, ...] = ()
-    stack: bytes | memoryview = b""
+    kernel = user = b""
+    dump = None
     try:
         if form.counted:
             event, pid, tid, time_ns, period, count, depth = _COUNTED.unpack_from(data, at + _SAMPLE_AT)
@@ -129,44 +121,41 @@ def parse_sample(data: memoryview, at: int, size: int, form: Form) -> Parsed | N
         if depth:
             if at + depth * 8 > end:
                 return None
-            chain = _CHAINS[depth] if depth < len(_CHAINS) else struct.Struct(f"<{depth}Q")
-            kernel, user = _split_chain(chain.unpack_from(data, at))
+            kernel, user = _split_chain(bytes(data[at : at + depth * 8]))
             at += depth * 8
         if form.stack_bytes:
             (abi,) = _COUNT.unpack_from(data, at)
             at += 8
-            if abi:
-                fields = _REGISTERS.unpack_from(data, at)
-                registers = _REORDER(fields) if _MACHINE == "x86_64" else fields[:-1]
-                dumped = fields[-1]
-                at += _REGISTERS.size
-            else:
-                (dumped,) = _COUNT.unpack_from(data, at)
-                at += 8
+            registers = at
+            at += DUMPED_AT if abi else 8
+            (dumped,) = _COUNT.unpack_from(data, at - 8)
+            valid = 0
             if dumped:
                 if at + dumped + 8 > end:
                     return None
                 (valid,) = _COUNT.unpack_from(data, at + dumped)
                 if valid > dumped:
                     return None
-                stack = data[at : at + valid]
+            if abi:
+                dump = Dump(data, registers, valid, address)
     except struct.error:
         return None
-    return Parsed(event, count, RawSample(pid, tid, time_ns, period, kernel, user, registers, stack))
+    return Parsed(event, count, RawSample(pid, tid, time_ns, period, kernel, user, dump))
 
 
-def _split_chain(chain: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if chain[0] == _CONTEXT_KERNEL and max(chain[1:], default=0) < _CONTEXT_FLOOR:
-        return chain[1:], ()
-    kernel: list[int] = []
-    user: list[int] = []
+def _split_chain(chain: bytes) -> tuple[bytes, bytes]:
+    """Return the kernel's and the user's addresses of a chain that has a mark before each part."""
+    if chain[:8] == _KERNEL_MARK and _MARKED not in chain[8:]:
+        return chain[8:], b""
+    kernel = bytearray()
+    user = bytearray()
     into = user
-    for address in chain:
+    for (address,) in _COUNT.iter_unpack(chain):
         if address >= _CONTEXT_FLOOR:
             into = kernel if address == _CONTEXT_KERNEL else user
         else:
-            into.append(address)
-    return tuple(kernel), tuple(user)
+            into += _COUNT.pack(address)
+    return bytes(kernel), bytes(user)
 
 
 def parse_lost(data: memoryview, at: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ without a copy: their memory is given back by `release`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import threading
@@ -91,6 +92,7 @@ class _Ring:
         except OSError:
             os.close(self.descriptor)
             raise
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) + _PAGE
         view = memoryview(self._memory)
         self._control = view[:_PAGE].cast("Q")
         self.data = view[_PAGE:]
@@ -120,7 +122,7 @@ class Rings(Generic[Source]):
 
     `size` is what each ring may take at most, a power of two of bytes; where the kernel grants less
     (RLIMIT_MEMLOCK, kernel.perf_event_mlock_kb) it is halved until it fits. `each`: readers wake at each
-    sample, else when a ring is a quarter full. Raises OSError when not even the smallest is granted.
+    sample, else when a ring is half full. Raises OSError when not even the smallest is granted.
 
     `lost` counts records that the kernel had no room for, `throttled` how often it slowed events down,
     `malformed` records that contradict themselves. One thread drains; another may note.
@@ -141,7 +143,7 @@ class Rings(Generic[Source]):
         while not self._rings:
             try:
                 for cpu in self.cpus:
-                    self._rings.append(_Ring(cpu, self.size, 0 if each else self.size // 4))
+                    self._rings.append(_Ring(cpu, self.size, self.watermark))
             except PermissionError:
                 self._close_rings()
                 if self.size <= _SMALLEST_BYTES:
@@ -160,7 +162,7 @@ class Rings(Generic[Source]):
     @property
     def watermark(self) -> int:
         """What events led here are to be opened with."""
-        return 0 if self.each else self.size // 4
+        return 0 if self.each else self.size // 2
 
     def descriptors(self) -> list[int]:
         """Return what to poll: readable when a reader is to wake."""
@@ -268,9 +270,10 @@ class Rings(Generic[Source]):
                 self.malformed += 1
                 at = end
                 break
-            view, fields = data, words
+            view, fields, address = data, words, ring.address
             if base + length > size:
                 view, base = memoryview(bytes(data[base:]) + bytes(data[: base + length - size])), 0
+                address = 0
                 fields = view.cast("Q")
             kind = header & 0xFFFFFFFF
             if kind == SAMPLE and length >= 32:
@@ -278,7 +281,9 @@ class Rings(Generic[Source]):
                     break
                 samples += 1
                 held = self._events.get(fields[base // 8 + 1])
-                taken = None if held is None else self._sample(view, base, length, (ring.cpu, at), *held)
+                taken = (
+                    None if held is None else self._sample(view, base, length, address, (ring.cpu, at), *held)
+                )
                 if taken is not None:
                     out.append(taken)
             elif kind == LOST and length >= 24:
@@ -306,11 +311,12 @@ class Rings(Generic[Source]):
         view: memoryview,
         base: int,
         length: int,
+        address: int,
         place: tuple[int, int],
         form: Form,
         source: Source,
     ) -> Taken[Source] | None:
-        parsed = parse_sample(view, base, length, form)
+        parsed = parse_sample(view, base, length, form, address)
         if parsed is None:
             self.malformed += 1
             return None

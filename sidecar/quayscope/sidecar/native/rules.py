@@ -20,7 +20,18 @@ from quayscope.sidecar.native.expressions import sleb
 from quayscope.sidecar.native.frames import FrameTable, Function
 from quayscope.sidecar.native.stored import Stored, StoredFunction
 
-__all__ = ["CHAIN", "GENERATED", "GUESS", "ROOT", "UNMAPPED", "General", "Kind", "ObjectRules", "Rule"]
+__all__ = [
+    "CHAIN",
+    "GENERATED",
+    "GUESS",
+    "ROOT",
+    "UNMAPPED",
+    "General",
+    "Kind",
+    "ObjectRules",
+    "Rule",
+    "Stretch",
+]
 
 _MASK = (1 << 64) - 1
 _SP, _BP, _RA = 7, 6, 16
@@ -65,6 +76,15 @@ class General(NamedTuple):
 Rule = tuple[int, int, int, General | None]
 """(kind, step, save, general), see `Kind`; `step` and `save` are in words. No NamedTuple: the walk unpacks
 one a frame, and a plain tuple in half the time."""
+
+
+class Stretch(NamedTuple):
+    """A rule that holds at all virtual addresses of [start, end)."""
+
+    rule: Rule
+    start: int
+    end: int
+
 
 CHAIN: Rule = (Kind.CHAIN, 2, -2, None)
 GUESS: Rule = (Kind.GUESS, 2, -2, None)
@@ -131,33 +151,49 @@ class ObjectRules:
 
     def rule(self, address: int) -> Rule:
         """Return the rule at a virtual address of the object."""
+        return self.row(address).rule
+
+    def row(self, address: int) -> Stretch:
+        """Return the rule at a virtual address of the object, and the stretch around it that has the same."""
         table = self._table
-        if table is None:
-            return self._without(address)
-        index = table.index_of(address)
-        if index < 0:
-            return self._without(address)
+        index = -1 if table is None else table.index_of(address)
+        if table is None or index < 0:
+            return self._alone(address, self._without(address))
         compiled = self._functions.get(index)
         if compiled is None:
-            kept = self._kept(table.start_of(index), address)
+            start = table.start_of(index)
+            kept = self._kept(start, address)
             if kept is not None:
                 return kept
             compiled = self._functions[index] = self._decode(table, index)
         if address >= compiled.end:
-            return self._without(address)
-        return _at(compiled.rules[bisect.bisect_right(compiled.starts, address) - 1], address)
+            return self._alone(address, self._without(address))
+        at = bisect.bisect_right(compiled.starts, address) - 1
+        end = compiled.starts[at + 1] if at + 1 < len(compiled.starts) else compiled.end
+        return self._row(compiled.rules[at], address, compiled.starts[at], end)
 
-    def _kept(self, start: int, address: int) -> Rule | None:
+    @staticmethod
+    def _alone(address: int, rule: Rule) -> Stretch:
+        return Stretch(rule, address, address + 1)
+
+    def _row(self, rule: Rule, address: int, start: int, end: int) -> Stretch:
+        if rule[0] == Kind.PLT:
+            return self._alone(address, _at(rule, address))
+        return Stretch(rule, start, end)
+
+    def _kept(self, start: int, address: int) -> Stretch | None:
         """Return what an earlier run has stored for an address; None where its function is to be decoded."""
         found = None if self.stored is None else self.stored.row(start, address - start)
         if found is None:
             self.changed = True
             return None
-        size, (_, kind, step, save) = found
+        size, (distance, kind, step, save), end = found
         if address >= start + size:
-            return self._without(address)
+            return self._alone(address, self._without(address))
         # Of a general rule it is stored only that it is one.
-        return None if kind == Kind.GENERAL else _at(_intern((kind, step, save, None)), address)
+        if kind == Kind.GENERAL:
+            return None
+        return self._row(_intern((kind, step, save, None)), address, start + distance, start + min(end, size))
 
     def _without(self, address: int) -> Rule:
         """Return the rule at an address without information; the first instructions have no caller."""

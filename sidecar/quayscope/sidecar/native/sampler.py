@@ -1,6 +1,6 @@
 """CPU samples of any program, taken without its help: perf events, unwound in batches, named when sent.
 
-One thread drains the rings and unwinds, once a second. A sample is weighed with the CPU time that its
+One thread drains the rings and unwinds, every few seconds. A sample is weighed with the CPU time that its
 event counted since the sample before, where it counts (a cgroup's), else with the period.
 """
 
@@ -36,9 +36,11 @@ __all__ = ["HIGHEST_HZ", "LOWEST_HZ", "Sampler"]
 log = logging.getLogger(__name__)
 
 LOWEST_HZ, HIGHEST_HZ = 19, 999
-_BATCH_S = 1.0
+_BATCH_S = 2.5
 """Between two batches at most: each finds the processor's caches as others left them, which costs more than
 half of a small one's samples."""
+_FLUSHED_S = 1.0
+"""Between two calls of `flush` at most."""
 _PAUSE_S = 0.05
 """Between two batches at least, however full the rings are: many small batches cost more than few."""
 _RESCAN_S = 1.0
@@ -59,9 +61,10 @@ class _Feed:
 class Sampler:
     """Samples targets from when they are added; `flush` is to be called about once a second.
 
-    `cache` is a folder for the unwinder's rules, kept from one start to the next; `cycles` samples by the
-    hardware's cycles, where there are any; `debuginfod`, for debug files that are not here, is started and
-    closed with the sampler; `inlined` shows calls that were inlined. `faults` counts batches that failed,
+    Samples lie in the rings for `batch_s` seconds at most, and are all gathered after `late_s`, a second
+    later. `cache` is a folder for the unwinder's rules, kept from one start to the next; `cycles` samples by
+    the hardware's cycles, where there are any; `debuginfod`, for debug files that are not here, is started
+    and closed with the sampler; `inlined` shows calls that were inlined. `faults` counts batches that failed,
     `counts` the rest.
     """
 
@@ -77,6 +80,7 @@ class Sampler:
         debuginfod: Debuginfod | None = None,
         inlined: bool = True,
         budget: RingBudget | None = None,
+        batch_s: float = _BATCH_S,
     ) -> None:
         self._emit = emit
         self._window_s = window_s
@@ -88,7 +92,9 @@ class Sampler:
         self._debuginfod = debuginfod
         self._inlines = Inlines() if inlined else None
         self._stacks = Stacks(Objects(), debuginfod, self._inlines)
-        self._publisher = Publisher(self._gathered, self._stacks, window_s)
+        self._batch_s = batch_s
+        self.late_s = batch_s + _FLUSHED_S
+        self._publisher = Publisher(self._gathered, self._stacks, window_s, self.late_s)
         self._feeds: list[_Feed] = []
         self._past: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -237,17 +243,21 @@ class Sampler:
             os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
-        rescan_at = time.monotonic() + _RESCAN_S
+        now = time.monotonic()
+        rescan_at, batch_at = now + _RESCAN_S, now + self._batch_s
         while not self._stop.is_set():
-            self._wait()
+            hurried = self._wait(min(rescan_at, batch_at) - time.monotonic())
             with self._lock:
-                for feed in list(self._feeds):
-                    self._guard(partial(self._batch, feed))
+                if hurried or time.monotonic() >= batch_at:
+                    for feed in list(self._feeds):
+                        self._guard(partial(self._batch, feed))
+                    batch_at = time.monotonic() + self._batch_s
                 if time.monotonic() >= rescan_at:
                     rescan_at = time.monotonic() + _RESCAN_S
                     self._guard(self._rescan)
 
-    def _wait(self) -> None:
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait until a ring fills up, or somebody hurries: then it returns True."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         with self._lock:
@@ -256,12 +266,14 @@ class Sampler:
                     for descriptor in feed.rings.descriptors():
                         poller.register(descriptor, select.POLLIN)
         began = time.monotonic()
-        for descriptor, _ in poller.poll(_BATCH_S * 1000):
+        ready = poller.poll(max(0.0, timeout_s) * 1000)
+        for descriptor, _ in ready:
             if descriptor == self._wake:
                 os.eventfd_read(self._wake)
         left = began + _PAUSE_S - time.monotonic()
         if left > 0:
             self._stop.wait(left)
+        return bool(ready)
 
     def _guard(self, step: Callable[[], None]) -> None:
         # The one border of this thread: a fault costs the samples at hand, never the sampling.
@@ -280,6 +292,8 @@ class Sampler:
             self._batches.take(feed.rings.drain(), feed.tracked, feed.notes)
         finally:
             feed.rings.release()
+        for tracked in feed.tracked:
+            tracked.measure()
         self._lost_some = self._lost_some or feed.rings.lost != lost
         if self._lost_some and time.monotonic() >= self._reread_at:
             # Records of mappings may be among what was lost.

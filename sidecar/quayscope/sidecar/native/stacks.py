@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from itertools import chain
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from quayscope.profile import Frame
 from quayscope.sidecar.native.debuginfod import Debuginfod
@@ -11,13 +15,14 @@ from quayscope.sidecar.native.inlines import Inlines
 from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Layout
 from quayscope.sidecar.native.objects import Objects
-from quayscope.sidecar.native.symbols import Symbols
+from quayscope.sidecar.native.ranges import LIMIT, Numbers, Ranges, tag
+from quayscope.sidecar.native.symbols import Named, Symbols
 
 __all__ = ["Stacks"]
 
-_MAX_REMEMBERED = 2_048
-"""Distinct stacks of callers: a server has a few hundred. Each keeps its process's maps."""
-
+_MAX_REMEMBERED = 8_192
+"""Distinct stacks by name: a server has a few thousand."""
+_MAX_KERNELS = 4_096
 _MAX_ADDRESSES = 60_000
 _MAX_SPACES = 512
 """Layouts whose first process is known: backends of a server share one, what comes and goes has its own."""
@@ -34,9 +39,12 @@ class Stacks:
     ) -> None:
         self._symbols = Symbols(objects, debuginfod, inlines)
         self._kernel = KernelSymbols()
-        self._remembered: dict[tuple[Layout, tuple[int, ...]], _Stack] = {}
-        self._kernels: dict[tuple[int, ...], _Frames] = {}
+        self._kernels: dict[bytes, _Frames] = {}
         self._known: dict[Layout, _Known] = {}
+        self._stretches = Ranges()
+        self._stacks: dict[bytes, _Stack] = {}
+        self._numbers: dict[Named, int] = {}
+        self._named: list[Named] = []
         self._held = 0
 
     @property
@@ -49,79 +57,107 @@ class Stacks:
         """Files and tables that contradict themselves."""
         return self._symbols.malformed
 
-    def user(self, space: AddressSpace, addresses: tuple[int, ...], root_pid: int) -> _Stack:
-        """Return the frames, root first, and whether the outermost is where a thread begins.
+    def users(self, wanted: Sequence[tuple[AddressSpace, bytes, int]]) -> list[_Stack]:
+        """Return for each stack its frames, root first, and whether the outermost is where a thread begins.
 
-        `addresses` are leaf first, one at least. Files are read through the process, else, when it is gone,
-        through `root_pid` of the same container.
+        Addresses are leaf first, 8 bytes each. Files are read through the process, else, when it is gone,
+        through the last of the three, a process of the same container.
         """
-        if self._symbols.refresh() or self._held > _MAX_ADDRESSES:
+        if self._symbols.refresh() or self._held > _MAX_ADDRESSES or len(self._stacks) > _MAX_REMEMBERED:
             self._forget()
-        layout = space.layout
-        known = self._known.get(layout)
-        if known is None:
-            if len(self._known) >= _MAX_SPACES:
-                self._forget()
-            known = self._known[layout] = _Known(_shared(space, root_pid))
-        leaf = known.frames.get(addresses[0]) or self._learn(known, addresses[0])
-        if leaf is None:
-            return (), False
-        # The function that runs differs from sample to sample, those that called it do so seldom.
-        callers = addresses[1:]
-        if not callers:
-            return leaf, addresses[0] in known.roots
-        key = (layout, callers)
-        found = self._remembered.get(key)
-        if found is None:
-            if len(self._remembered) >= _MAX_REMEMBERED:
-                self._remembered.clear()
-            found = self._remembered[key] = self._name(known, callers)
-        return found[0] + leaf, found[1]
-
-    def _name(self, known: _Known, addresses: tuple[int, ...]) -> _Stack:
-        frames: list[_Frames] = []
-        for address in addresses:
-            found = known.frames.get(address) or self._learn(known, address)
-            if found is None:
-                break
-            frames.append(found)
-        frames.reverse()
-        return tuple(chain.from_iterable(frames)), len(frames) == len(addresses) and address in known.roots
-
-    def _learn(self, known: _Known, address: int) -> _Frames | None:
-        if known.space.find(address) is None:
-            # Code without frame pointers led the kernel astray: what follows is no stack.
-            return None
-        named = self._symbols.frames(known.space, address)
-        self._held += 1
-        if named.is_root:
-            known.roots.add(address)
-        found = known.frames[address] = named.frames[::-1]
+        if len(self._known) > _MAX_SPACES:
+            self._forget()
+        # All addresses at once: what they stand for is a number, and a stack of numbers is remembered.
+        addresses: Numbers = np.frombuffer(b"".join([stack for _, stack, _ in wanted]), np.int64)
+        lengths = [len(stack) // 8 for _, stack, _ in wanted]
+        spaces = [self._space(space, root_pid) for space, _, root_pid in wanted]
+        tags = np.repeat(np.array([tag(known.number) for known in spaces], np.int64), lengths)
+        tagged = np.minimum(addresses.view(np.uint64), LIMIT).view(np.int64) + tags
+        numbers = self._stretches.find(tagged)
+        new = np.flatnonzero(numbers == 0)
+        if new.size:
+            _, first, which = np.unique(tagged[new], return_index=True, return_inverse=True)
+            owners = np.repeat(np.arange(len(wanted)), lengths)[new[first]].tolist()
+            learned = [
+                self._learn(spaces[owner], address)
+                for owner, address in zip(owners, addresses[new[first]].tolist(), strict=True)
+            ]
+            numbers[new] = np.array(learned, np.int64)[which]
+        packed = numbers.astype(np.uint32).tobytes()
+        found = []
+        end = 0
+        for length in lengths:
+            begin, end = end, end + 4 * length
+            key = packed[begin:end]
+            stack = self._stacks.get(key)
+            if stack is None:
+                stack = self._stacks[key] = self._stack(key)
+            found.append(stack)
         return found
 
+    def _space(self, space: AddressSpace, root_pid: int) -> _Known:
+        known = self._known.get(space.layout)
+        if known is None:
+            known = self._known[space.layout] = _Known(len(self._known), _shared(space, root_pid))
+        return known
+
+    def _learn(self, known: _Known, address: int) -> int:
+        """Return the number of what an address stands for; 0: of nothing, as no code is there."""
+        if known.space.find(address) is None:
+            # Code without frame pointers led the kernel astray: what follows is no stack.
+            return 0
+        named = self._symbols.frames(known.space, address)
+        number = self._numbers.get(named)
+        if number is None:
+            self._named.append(named)
+            number = self._numbers[named] = len(self._named)
+        start, end = self._symbols.around(known.space, address)
+        first = tag(known.number)
+        self._stretches.add(first + start, first + end, number)
+        self._held += 1
+        return number
+
+    def _stack(self, key: bytes) -> _Stack:
+        """Return the stack of such numbers, 4 bytes each, leaf first."""
+        frames: list[Frame] = []
+        is_root = False
+        for (number,) in _NUMBER.iter_unpack(key):
+            if not number:
+                is_root = False
+                break
+            named = self._named[number - 1]
+            frames += named.frames
+            is_root = named.is_root
+        return tuple(reversed(frames)), is_root
+
     def _forget(self) -> None:
-        self._remembered.clear()
         self._known.clear()
+        self._stretches.clear()
+        self._stacks.clear()
+        self._numbers.clear()
+        self._named.clear()
         self._held = 0
 
-    def kernel(self, addresses: tuple[int, ...]) -> _Frames:
-        """Return the kernel's frames, root first."""
+    def kernel(self, addresses: bytes) -> _Frames:
+        """Return the kernel's frames, root first; `addresses` are leaf first, 8 bytes each."""
         found = self._kernels.get(addresses)
         if found is None:
-            if len(self._kernels) >= _MAX_REMEMBERED:
+            if len(self._kernels) >= _MAX_KERNELS:
                 self._kernels.clear()
-            found = tuple([self._kernel.frame(address) for address in reversed(addresses)])
+            chain = struct.unpack(f"<{len(addresses) // 8}Q", addresses)
+            found = tuple([self._kernel.frame(address) for address in reversed(chain)])
             self._kernels[addresses] = found
         return found
 
 
-class _Known:
-    """The frames of one layout's addresses, root first, and which of them are roots."""
+class _Known(NamedTuple):
+    """A layout by its number, and the process through which its files are read."""
 
-    def __init__(self, space: AddressSpace) -> None:
-        self.space = space
-        self.frames: dict[int, _Frames] = {}
-        self.roots: set[int] = set()
+    number: int
+    space: AddressSpace
+
+
+_NUMBER = struct.Struct("=I")
 
 
 def _shared(space: AddressSpace, root_pid: int) -> AddressSpace:

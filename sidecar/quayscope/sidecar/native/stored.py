@@ -57,10 +57,10 @@ class Stored(NamedTuple):
         rows = memoryview(self.rows)[first * _ROW.size : (first + count) * _ROW.size]
         return size, [(at, kind, step, save) for at, step, save, kind in _ROW.iter_unpack(rows)]
 
-    def row(self, start: int, distance: int) -> tuple[int, StoredRow] | None:
-        """Return the size of the function that starts at a virtual address and its row so far from there.
+    def row(self, start: int, distance: int) -> tuple[int, StoredRow, int] | None:
+        """Return a function's size, its row at a distance from its start, and at which the row ends.
 
-        None if it is not kept. Nothing is unpacked but what is asked for.
+        `start` is its virtual address. None if it is not kept. Nothing is unpacked but what is asked for.
         """
         index = bisect.bisect_left(self.starts, start)
         if index == len(self.starts) or self.starts[index] != start:
@@ -74,7 +74,8 @@ class Stored(NamedTuple):
             else:
                 high = middle
         at, step, save, kind = _ROW.unpack_from(self.rows, low * _ROW.size)
-        return size, (at, kind, step, save)
+        end = size if low + 1 == first + count else _DISTANCE.unpack_from(self.rows, (low + 1) * _ROW.size)[0]
+        return size, (at, kind, step, save), end
 
 
 class StoredRules:

@@ -70,6 +70,17 @@ class Symbols:
             found = self._resolve(names, offset)
         return found
 
+    def around(self, space: AddressSpace, address: int) -> tuple[int, int]:
+        """Return the addresses [start, end) around a mapped one of `space` that stand for the same frames."""
+        mapping = space.find(address)
+        known = self._spaces.get(space)
+        names = None if mapping is None or known is None else known.get(mapping)
+        if mapping is None or names is None:
+            return address, address + 1
+        distance = mapping.start - mapping.offset
+        low, high = names.around(address - distance)
+        return max(low + distance, mapping.start), min(high + distance, mapping.end)
+
     def refresh(self) -> bool:
         """Take in what came since the last look-up; returns whether it changes earlier answers.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import compress, islice, repeat
 from operator import sub
 from typing import NamedTuple
@@ -94,6 +94,11 @@ class FunctionTable:
         found = holder.best(last)
         return found if address < last + found.size or (found.size == 0 and floor <= last) else None
 
+    def around(self, address: int) -> Iterator[int]:
+        """Return where functions begin and end around a virtual address: up to there `at` is the same."""
+        for table in self._tables:
+            yield from table.around(address)
+
 
 class _Table:
     """One symbol table's functions in order of address, taken apart into columns of 13 bytes a function.
@@ -134,6 +139,16 @@ class _Table:
         """Return the last start at or before an address, 0 where there is none."""
         index = bisect.bisect_right(self._distances, address - self._base) - 1
         return self._base + self._distances[index] if index >= 0 else 0
+
+    def around(self, address: int) -> Iterator[int]:
+        """Return the starts before and after an address, and the end of what begins at the first."""
+        index = bisect.bisect_right(self._distances, address - self._base)
+        if index < len(self):
+            yield self._base + self._distances[index]
+        if index > 0:
+            start = self._base + self._distances[index - 1]
+            yield start
+            yield start + self.best(start).size
 
     def best(self, start: int) -> Function:
         """Return what starts at an address, by the best of its names."""
@@ -218,6 +233,12 @@ class Starts:
         index = bisect.bisect_right(self._starts, address - self._base) - 1
         entry = self._base + self._entries[index] if index >= 0 else 0
         return entry if 0 <= entry <= _MAX_ADDRESS else 0
+
+    def around(self, address: int) -> Iterator[int]:
+        """Return the starts before and after an address."""
+        index = bisect.bisect_right(self._starts, address - self._base)
+        for near in self._starts[max(0, index - 1) : index + 1]:
+            yield self._base + near
 
     @property
     def cost(self) -> int:

@@ -70,7 +70,7 @@ class Tracked:
         return Demand(self, self.target.root_pid, self.target.pids)
 
     def rescan(self) -> None:
-        """Cover what is not covered yet, and measure. Raises OSError when nothing can be sampled any more."""
+        """Cover what is not covered yet. Raises OSError when nothing can be sampled any more."""
         try:
             self.source.rescan()
         except NoCgroup as error:
@@ -78,7 +78,6 @@ class Tracked:
             self.source.close()
             self.why_not_cgroup = str(error)
             self.source = TaskSource(self.rings, self._demand(), self._plan)
-        self._measure()
 
     def shares_with(self, other: Tracked) -> bool:
         """Whether either of two targets is in the cgroup by which the other is sampled."""
@@ -111,7 +110,8 @@ class Tracked:
         """Drop what is known of a process that ended, or runs another program."""
         self._roles.pop(pid, None)
 
-    def _measure(self) -> None:
+    def measure(self) -> None:
+        """Measure the coverage, if it is time; to be called when all samples so far have been taken."""
         now = time.monotonic()
         if now - self._measured_at < _MEASURE_EVERY_S:
             return

@@ -6,14 +6,17 @@ objects, and kept between runs in `cache`.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 from quayscope.sidecar.native.general import AARCH64, X86_64, walk_by_name
+from quayscope.sidecar.native.lockstep import FEWEST, Dumped, Lockstep
 from quayscope.sidecar.native.maps import AddressSpace, Layout
+from quayscope.sidecar.native.ranges import MOST_TAGS
 from quayscope.sidecar.native.rulebook import ObjectSource, RuleBook
-from quayscope.sidecar.native.samples import End, Unwound
+from quayscope.sidecar.native.samples import Dump, End, Stack, Unwound
 from quayscope.sidecar.native.view import Guess, View
 from quayscope.sidecar.native.walk import walk
 
@@ -26,6 +29,7 @@ _MAX_RULES = 65_536
 _MAX_STRETCHES = 12_288
 _TEND_EVERY = 256
 _X86_64_REGISTERS = 17
+_TOGETHER = os.uname().machine == "x86_64"
 _AARCH64_REGISTERS = 33
 
 
@@ -41,6 +45,8 @@ class CfiUnwinder:
     def __init__(self, objects: ObjectSource, *, cache: Path | None) -> None:
         self._book = RuleBook(objects, cache)
         self._views: OrderedDict[Layout, View] = OrderedDict()
+        self._lockstep = Lockstep()
+        self._numbers = 0
         self._rules = 0
         self._stretches = 0
         self._dropped = 0
@@ -58,7 +64,7 @@ class CfiUnwinder:
         return self._book.corrupted
 
     def unwind(self, space: AddressSpace, registers: Sequence[int], stack: bytes | memoryview) -> Unwound:
-        """Return the stack; `registers` and `stack` as in `RawSample`."""
+        """Return the stack; `registers` and `stack` as in `Dump`."""
         view = self._views.get(space.layout) or self._view(space.layout)
         self._views.move_to_end(space.layout)
         out: list[int] = []
@@ -79,12 +85,39 @@ class CfiUnwinder:
         self.ends[end] += 1
         return Unwound(tuple(out), end)
 
+    def unwind_all(self, dumped: Sequence[tuple[AddressSpace, Dump]]) -> list[Stack]:
+        """Return the stacks of many samples, as `unwind` does: together where there are enough."""
+        found: list[Stack | None] = [None] * len(dumped)
+        if _TOGETHER and len(dumped) >= FEWEST:
+            if self._numbers + len(dumped) >= MOST_TAGS:
+                self._numbers = 0
+                self._views.clear()
+                self._lockstep.clear()
+            numbers = [number for number, (_, dump) in enumerate(dumped) if dump.address]
+            together = []
+            for number in numbers:
+                space, dump = dumped[number]
+                together.append(
+                    Dumped(self._views.get(space.layout) or self._view(space.layout), space, dump)
+                )
+            for number, walked in zip(numbers, self._lockstep.walk(together), strict=True):
+                if walked is not None:
+                    found[number] = walked, "root"
+                    self.ends["root"] += 1
+        return [
+            self.unwind(space, dump.registers, dump.stack).packed() if stack is None else stack
+            for (space, dump), stack in zip(dumped, found, strict=True)
+        ]
+
     def close(self) -> None:
         """Store what is new."""
         self._book.save()
 
     def _view(self, layout: Layout) -> View:
-        view = self._views[layout] = View(layout, self._book, self._learned, self._stored, self.guesses)
+        self._numbers += 1
+        view = self._views[layout] = View(
+            layout, self._book, self._learned, self._stored, self.guesses, self._numbers
+        )
         if len(self._views) > _MAX_VIEWS:
             self._views.popitem(last=False)
         return view
@@ -101,6 +134,7 @@ class CfiUnwinder:
                 self._rules = 0
                 for view in self._views.values():
                     view.rules.clear()
+                self._lockstep.clear()
 
     def _stored(self) -> None:
         self._stretches += 1

@@ -14,7 +14,7 @@ from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import AddressSpace, Layout, Mapping
 from quayscope.sidecar.native.memo import Memo, State, Walked
-from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, ObjectRules, Rule
+from quayscope.sidecar.native.rules import GENERATED, GUESS, UNMAPPED, ObjectRules, Rule, Stretch
 
 __all__ = ["Call", "Guess", "RuleSource", "View"]
 
@@ -63,10 +63,12 @@ class View:
         learned: Callable[[], None],
         stored: Callable[[], None],
         guesses: Counter[Guess],
+        number: int,
     ) -> None:
         self.rules: dict[int, Rule] = {}
         self.memo = Memo()
         self.guesses = guesses
+        self.number = number
         self._layout = layout
         self._source = source
         self._learned = learned
@@ -85,6 +87,20 @@ class View:
             self.rules[address] = rule
             self._learned()
         return rule
+
+    def learn_stretch(self, space: AddressSpace, address: int) -> Stretch | None:
+        """Return the rule at an address, and the addresses around it that share it; None: not known."""
+        mapping = self._layout.find(address)
+        found = None if mapping is None else self._object(space, mapping)
+        virtual = None
+        if mapping is not None and found is not None:
+            virtual = found.elf.address_of(address - mapping.start + mapping.offset)
+        if mapping is None or found is None or virtual is None:
+            return None
+        rule, start, end = found.row(virtual)
+        bias = address - virtual
+        self._learned()
+        return Stretch(rule, max(start + bias, mapping.start), min(end + bias, mapping.end))
 
     def general(self, space: AddressSpace, address: int) -> Rule:
         """Return the rule at an address, with registers by name where there is information."""
