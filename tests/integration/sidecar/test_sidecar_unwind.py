@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dumps import Laid
 from integration.sidecar.recorder import SUMMED, Database, mixed_load, prepare, record, recording
 from perf_data import Files, Replay, perf_stacks
 from quayscope.sidecar.native.maps import AddressSpace
@@ -41,9 +42,18 @@ def in_file(space: AddressSpace, address: int) -> int:
 
 
 def compare(path: Path, replay: Replay, unwinder: CfiUnwinder) -> Compared:
-    """Unwind every sample, twice, and set it beside perf's stack of it."""
+    """Unwind every sample, twice alone and once with all others, and set it beside perf's stack of it."""
     found = Compared()
     theirs = perf_stacks(path)
+    dumped = [(space, sample) for space, sample in replay if sample.registers]
+    laid = Laid((sample.registers, sample.stack) for _, sample in dumped)
+    together = unwinder.unwind_all(
+        [(space, dump) for (space, _), dump in zip(dumped, laid.dumps, strict=True)]
+    )
+    unwinder.ends.clear()
+    alone = [unwinder.unwind(space, sample.registers, sample.stack).packed() for space, sample in dumped]
+    assert together == alone
+    unwinder.ends.clear()
     for space, sample in replay:
         result = unwinder.unwind(space, sample.registers, sample.stack)
         assert unwinder.unwind(space, sample.registers, sample.stack) == result
