@@ -61,10 +61,10 @@ class Ranges:
         if len(self) > _MOST:
             self.clear()
         self._added.clear()
-        fresh = np.isin(added[:, 0], self._starts, invert=True)
+        places = self._starts.searchsorted(added[:, 0], "right")
+        fresh = self._starts[places - 1] != added[:, 0]
         fresh[1:] &= added[1:, 0] != added[:-1, 0]
-        new = added[fresh]
-        places = self._starts.searchsorted(new[:, 0])
+        new, places = added[fresh], places[fresh]
         self._starts = np.insert(self._starts, places, new[:, 0])
         self._ends = np.insert(self._ends, places, new[:, 1])
         self._values = np.insert(self._values, places, new[:, 2])

@@ -76,13 +76,16 @@ class Stacks:
         numbers = self._stretches.find(tagged)
         new = np.flatnonzero(numbers == 0)
         if new.size:
-            _, first, which = np.unique(tagged[new], return_index=True, return_inverse=True)
-            owners = np.repeat(np.arange(len(wanted)), lengths)[new[first]].tolist()
-            learned = [
-                self._learn(spaces[owner], address)
-                for owner, address in zip(owners, addresses[new[first]].tolist(), strict=True)
-            ]
-            numbers[new] = np.array(learned, np.int64)[which]
+            owners = np.repeat(np.arange(len(wanted)), lengths)[new].tolist()
+            learned: dict[tuple[int, int], int] = {}
+            for place, owner, address in zip(
+                new.tolist(), owners, addresses[new].view(np.uint64).tolist(), strict=True
+            ):
+                known = spaces[owner]
+                number = learned.get((known.number, address))
+                if number is None:
+                    number = learned[known.number, address] = self._learn(known, address)
+                numbers[place] = number
         packed = numbers.astype(np.uint32).tobytes()
         found = []
         end = 0

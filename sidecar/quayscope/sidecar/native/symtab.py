@@ -141,14 +141,17 @@ class _Table:
         return self._base + self._distances[index] if index >= 0 else 0
 
     def around(self, address: int) -> Iterator[int]:
-        """Return the starts before and after an address, and the end of what begins at the first."""
+        """Return the starts before and after an address, and the ends of all that begins at the first."""
         index = bisect.bisect_right(self._distances, address - self._base)
         if index < len(self):
             yield self._base + self._distances[index]
         if index > 0:
-            start = self._base + self._distances[index - 1]
-            yield start
-            yield start + self.best(start).size
+            start = self._distances[index - 1]
+            yield self._base + start
+            for alias in range(index - 1, max(-1, index - 1 - _MAX_ALIASES), -1):
+                if self._distances[alias] != start:
+                    break
+                yield self._base + start + self._sizes[alias]
 
     def best(self, start: int) -> Function:
         """Return what starts at an address, by the best of its names."""
