@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _REPORT_EVERY = 10
 """Ticks between reports of capabilities and the uplink's counts; a change is reported at once."""
+_GC_THRESHOLDS = (20_000, 20, 20)
 _SWITCH_INTERVAL_S = 0.0005
 """How long the sampling thread may wait for another one of ours; Python's 5 ms outlast most statements."""
 _CLOSE_S = 4.5
@@ -182,6 +184,9 @@ class Sidecar:
             signal.signal(number, lambda *_: self._stop.set())
         _raise_descriptor_limit()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        # Samples are held until their window ends: to look for cycles among them again and again finds none.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         self._uplink.start()
         self._relay.start()
         self._sampler.start()

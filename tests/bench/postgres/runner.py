@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import sys
 import threading
@@ -26,6 +27,7 @@ from quayscope.sidecar.targets import CLIENT_BACKEND
 
 HZ = 99
 SWITCH_INTERVAL_S = 0.0005
+GC_THRESHOLDS = (20_000, 20, 20)
 """As the sidecar's main program sets it."""
 
 
@@ -40,6 +42,8 @@ def main() -> int:
     parser.add_argument("--normal", action="store_true", help="as where the kernel grants no priority")
     given = parser.parse_args()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     closed = threading.Event()
 
     def wait() -> None:

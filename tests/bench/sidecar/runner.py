@@ -7,6 +7,7 @@ With `--until-closed` it goes on until standard input ends.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ _NAMED_S = 15.0
 WINDOW_S = 10
 """As the sidecar's by default: names come when one has ended."""
 SWITCH_INTERVAL_S = 0.0005
+GC_THRESHOLDS = (20_000, 20, 20)
 """As the sidecar's main program sets it."""
 
 
@@ -46,6 +48,8 @@ def main() -> int:
     parser.add_argument("--until-closed", action="store_true")
     given = parser.parse_args()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     lost = truncated = samples = 0
 
     def emit(profiles: list[Profile]) -> None:
