@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dumps import Laid
 from fuzz.driver import Input, fuzz
 from quayscope.sidecar.errors import MalformedElf
 from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.lockstep import FEWEST
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps
 from quayscope.sidecar.native.stored import StoredRules
 from quayscope.sidecar.native.unwind import MAX_FRAMES, CfiUnwinder
@@ -79,13 +81,21 @@ def unwinding(data: bytes) -> None:
     code = [START + 0x1000 + chance.randrange(0x400) for _ in range(64)]
     words = [chance.choice((chance.choice(code), STACK + 8 * chance.randrange(512), 0)) for _ in range(512)]
     stack = struct.pack("<512Q", *words)
+    samples = []
+    alone = []
     for at in range(0x1000, 0x1400, 8):
         registers = [chance.choice(words) for _ in range(17)]
         registers[7], registers[16] = STACK, START + at
         found = unwinder.unwind(space, registers, stack)
         assert 1 <= len(found.addresses) <= MAX_FRAMES
         assert unwinder.unwind(space, registers, stack) == found
+        samples.append((registers, stack))
+        alone.append(found.packed())
         unwinder.unwind(space, [*registers, *registers[1:]], stack)
+    laid = Laid(samples)
+    assert len(samples) >= FEWEST
+    for other in (unwinder, CfiUnwinder(One(elf), cache=None)):
+        assert other.unwind_all([(space, dump) for dump in laid.dumps]) == alone
 
 
 def test_unwinding(objects: list[Input], seconds: float) -> None:

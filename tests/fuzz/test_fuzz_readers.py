@@ -125,6 +125,8 @@ def test_elf(objects: list[Input], seconds: float) -> None:
         space = AddressSpace(os.getpid(), [Mapping(0x10000, 0x10000 + len(data), 0, "/no/such/file")])
         for offset in (0, len(data) // 2, *(elf.offset_of(address) or 0 for address in addresses)):
             symbols.frames(space, 0x10000 + offset)
+            start, end = symbols.around(space, 0x10000 + offset)
+            assert start <= 0x10000 + offset < end
         for section in elf.sections:
             elf.section(section.name)
         mini_debuginfo(elf)
