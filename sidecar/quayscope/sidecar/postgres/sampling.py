@@ -12,15 +12,17 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 
 from quayscope.sidecar.native.batches import Note
-from quayscope.sidecar.native.ring import Rings
+from quayscope.sidecar.native.records import SAMPLE
+from quayscope.sidecar.native.ring import HEAD, Ring, Rings
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.postgres.naming import Namer
-from quayscope.sidecar.postgres.running import Backends, Noted, Running
+from quayscope.sidecar.postgres.running import Backends, Copied, Noted, Running
 from quayscope.sidecar.statements import NO_STATEMENT, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 
@@ -30,11 +32,9 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 1000
 _PAUSE_S = 0.1
-_FILLING = 0.25
-_LOOKS = 8
-"""How full the rings are is looked at once in so many wake-ups."""
-_MAX_NOTES = 65_536
-_MANY_NOTES = 8_192
+_FILLING = 1 / 4
+_MORE_FILLED = 1 / 32
+"""Of a ring: how much more of it is full when that is told again."""
 _MAX_HELD = 16 << 20
 _MAX_FAULTS_LOGGED = 3
 
@@ -68,6 +68,10 @@ def _may_hurry() -> OSError | None:
     return found[0] if found else None
 
 
+_Held = tuple[int, Copied | Noted, int]
+"""Where a sample lies in its ring, its note, and about the memory that it takes, in bytes."""
+
+
 class StatementNotes:
     """Wakes at each sample and notes what its backend does; `take` says what that means.
 
@@ -75,8 +79,8 @@ class StatementNotes:
     it looks at then stands still meanwhile. Else one thread. `realtime` is None, or why there is no priority.
 
     `faults` counts looks that failed, `inherited` samples whose request is that of their transaction,
-    `unnoted` samples that there was no room for: 65,536 are noted at a time, with 16 MB of text. `filling` is
-    called when the rings are a quarter full.
+    `unnoted` samples that there was no room for: 16 MB of notes are held at a time. `filling` is called when
+    a ring is a quarter full, or half of that room.
     """
 
     def __init__(self, rings: Rings[Tracked], running: Running, filling: Callable[[], None]) -> None:
@@ -85,9 +89,9 @@ class StatementNotes:
         self._filling = filling
         self._namer = Namer()
         self._second = 0
-        self._noted: dict[tuple[int, int], Noted] = {}
+        self._notes: dict[int, deque[_Held]] = {cpu: deque() for cpu in rings.cpus}
         self._room = _MAX_HELD
-        self._stop = threading.Event()
+        self._going = True
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads: list[threading.Thread] = []
         self.realtime: OSError | None = None
@@ -111,7 +115,7 @@ class StatementNotes:
 
     def close(self, timeout_s: float) -> None:
         """Wake no longer."""
-        self._stop.set()
+        self._going = False
         deadline = time.monotonic() + timeout_s
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
@@ -129,45 +133,90 @@ class StatementNotes:
         for cpu, descriptor in zip(self._rings.cpus, self._rings.descriptors(), strict=True):
             if cpu in cpus:
                 poller.register(descriptor, select.POLLIN)
-        looks = 0
-        while not self._stop.is_set():
-            poller.poll(_POLL_MS)
-            looks += 1
+        poll = poller.poll
+        rings = [self._rings.ring(cpu) for cpu in cpus]
+        looks = [self._looking(ring).__next__ for ring in rings]
+        while self._going:
+            poll(_POLL_MS)
             # The one border of this thread: a fault costs the notes at hand, never the noting.
             try:
-                self._look(cpus)
-                if looks % _LOOKS == 0 and self._rings.fullest() > _FILLING:
-                    self._filling()
+                for look in looks:
+                    look()
             except Exception:
                 self.faults += 1
                 if self.faults <= _MAX_FAULTS_LOGGED:
                     log.exception("fault while noting", extra={"faults": self.faults})
-                self._stop.wait(_PAUSE_S)
+                time.sleep(_PAUSE_S)
+                for ring in rings:
+                    with contextlib.suppress(ValueError):  # closed meanwhile
+                        ring.noted = ring.head()
+                looks = [self._looking(ring).__next__ for ring in rings]
 
-    def _look(self, cpus: list[int]) -> None:
-        for cpu in cpus:
-            samples = self._rings.unnoted(cpu)
-            seen: dict[int, Noted] = {}
-            for place, pid, _ in samples:
-                noted = seen.get(pid)
-                if noted is None:
-                    noted = seen[pid] = self._running.note(pid)
-                    self._room -= noted.size
-                if self._room < 0 or len(self._noted) >= _MAX_NOTES:
-                    self.unnoted += 1
+    def _looking(self, ring: Ring) -> Iterator[None]:
+        """Note what has come into a ring, each time that it is asked for the next; for one thread a ring.
+
+        At a wake nothing of ours is in the processor's caches any more, and each object, function and
+        dictionary that is touched has to be fetched from memory: so all is bound once, a backend that is
+        known is only copied, and what the copy says is found out in the batch.
+        """
+        control, words, mask, size = ring.control, ring.words, len(ring.words) - 1, ring.size
+        keep = self._notes[ring.cpu].append
+        known, note_carefully, time_ns = self._running.known.get, self._running.note, time.time_ns
+        note: Copied | Noted
+        at, filled = ring.noted, 0
+        while True:
+            head = control[HEAD]
+            noted_pid = 0
+            while at < head:
+                word = at >> 3
+                header = words[word & mask]
+                if header & 0xFFFFFFFF == SAMPLE:
+                    pid = words[word + 2 & mask] & 0xFFFFFFFF
+                    if pid != noted_pid:
+                        noted_pid = pid
+                        backend = known(pid)
+                        parts = None
+                        if backend is not None:
+                            try:
+                                parts = backend[0]()
+                                before, _, text, after = parts
+                                if before != after or before[0] & 1 or 0 not in text:
+                                    parts = None
+                            except (OSError, ValueError):  # its memory is gone
+                                pass
+                        if backend is not None and parts is not None:
+                            note, taken = (time_ns(), backend, parts), backend[1]
+                        else:
+                            note = note_carefully(pid)
+                            taken = note.size
+                    room = self._room - taken
+                    if room < 0:
+                        self.unnoted += 1
+                    else:
+                        self._room = room
+                        keep((at, note, taken))
+                header >>= 48
+                if header < 8:
+                    at = head  # `drain` counts it
                 else:
-                    self._noted[place] = noted
-            self._rings.noted(cpu)
+                    at += header
+            ring.noted = head
+            if head > filled or self._room < _MAX_HELD >> 1:
+                filled = ring.read + int(size * _FILLING)
+                if head > filled or self._room < _MAX_HELD >> 1:
+                    filled = head + int(size * _MORE_FILLED)
+                    self._filling()
+            yield
 
     def look(self) -> None:
         """Prepare for a batch."""
         if self.alive:
             self._rings.pass_over()
         else:
-            self._look(self._rings.cpus)
+            for cpu in self._rings.cpus:
+                next(self._looking(self._rings.ring(cpu)))
         self._running.measure()
         self._prune()
-        self._room = _MAX_HELD
         second = int(time.monotonic())
         if second != self._second:
             self._second = second
@@ -175,18 +224,28 @@ class StatementNotes:
 
     def _prune(self) -> None:
         """Drop the notes of samples that nobody took: they are gone from the rings."""
-        if len(self._noted) > _MANY_NOTES:
-            released = self._rings.released()
-            for place in list(self._noted):
-                if place[1] < released.get(place[0], 0):
-                    del self._noted[place]
+        for cpu, position in self._rings.released().items():
+            self._drop(self._notes[cpu], position)
+        held = sum(size for notes in self._notes.values() for _, _, size in tuple(notes))
+        self._room = _MAX_HELD - held
+
+    def _drop(self, notes: deque[_Held], position: int) -> None:
+        while notes and notes[0][0] < position:
+            self._room += notes.popleft()[2]
 
     def take(self, place: tuple[int, int], pid: int, time_ns: int) -> Note:
-        """Return the note for a process's sample that lay at a place in the rings, and forget it."""
-        noted = self._noted.pop(place, None)
-        if noted is None:
+        """Return the note for a process's sample that lay at a place in the rings, and forget it.
+
+        Those before it in its ring are forgotten as well: samples are taken in their order.
+        """
+        cpu, position = place
+        notes = self._notes[cpu]
+        self._drop(notes, position)
+        if not notes or notes[0][0] != position:
             return Note(NO_STATEMENT, None, True, pid)
-        ran = self._running.settle(noted, time_ns)
+        _, note, size = notes.popleft()
+        self._room += size
+        ran = self._running.settle(note if isinstance(note, Noted) else self._running.noted(note), time_ns)
         described = NO_STATEMENT if ran.text is None else self._namer.describe(ran.text)
         if ran.comment:
             described = self._namer.inherit(described, ran.comment)
