@@ -33,16 +33,17 @@ def test_a_copy_shows_what_a_look_does(
             noted = look_at.note(pid)
             backend = look_at.known[pid]
             parts = backend.copy()
-            counter, _, text, again = parts
-            assert counter == again
-            assert not counter[0] & 1
+            low, counter, _, text, after, again = parts
+            assert counter == after
+            assert low == again == counter[0]
+            assert not low & 1
             assert 0 in text
             assert length < len(text) == backend.text < backend.size
-            copied = look_at.noted((noted.looked_ns, backend, parts))
+            copied = look_at.noted(noted.looked_ns, backend, parts)
             assert noted.seen is not None
             assert copied == noted
-        until(lambda: look_at.noted((1, backend, backend.copy())).seen is None)
-        gone = look_at.noted((1, backend, backend.copy()))
+        until(lambda: look_at.noted(1, backend, backend.copy()).seen is None)
+        gone = look_at.noted(1, backend, backend.copy())
         assert gone.ran == Ran(None, CLIENT_BACKEND, True, pid)
         look_at.forget(pid)
         assert pid not in look_at.known
@@ -76,4 +77,4 @@ def test_a_text_that_is_cut_is_not_copied(server: Any, route: str, until: Callab
         look_at = Running(postmaster_of(server), None, lambda: reader)
         with running(server, f"SELECT pg_sleep(60) /* {'x' * 1100} */") as pid:
             until(lambda: (seen := look_at.note(pid).seen) is not None and seen.truncated)
-            assert pid not in look_at.known or 0 not in look_at.known[pid].copy()[2]
+            assert pid not in look_at.known or 0 not in look_at.known[pid].copy()[3]

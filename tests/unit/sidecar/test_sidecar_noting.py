@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,9 +61,8 @@ class _FakeRunning:
             raise RuntimeError
         return Noted(1, Ran(f"SELECT {pid}", CLIENT_BACKEND, False, pid))
 
-    def noted(self, copied: Any) -> Noted:
-        looked_ns, backend, parts = copied
-        text = parts[2].partition(b"\0")[0].decode()
+    def noted(self, looked_ns: int, backend: Backend, parts: Parts) -> Noted:
+        text = parts[3].partition(b"\0")[0].decode()
         return Noted(looked_ns, Ran(text, CLIENT_BACKEND, False, backend.pid))
 
     def settle(self, noted: Noted, time_ns: int) -> Ran:
@@ -86,8 +85,6 @@ class _Noting:
         )
         running: Any = self.running
         self.notes = StatementNotes(rings, running, self._fill)
-        ring: Any = self.ring
-        self.looks = self.notes._looking(ring)
 
     def wake(self, pid: int) -> int:
         """Write a sample as the kernel does; returns its place once it was looked at."""
@@ -103,8 +100,19 @@ class _Noting:
     def _fill(self) -> None:
         self.filling += 1
 
+    def looks(self, steps: Iterator[None]) -> None:
+        """Look after each step."""
+
+        def wait(_: int) -> None:
+            self.notes._going = next(steps, self) is None
+
+        ring: Any = self.ring
+        self.notes._note(ring, wait)
+        assert not self.notes.faults
+
     def look(self) -> None:
-        next(self.looks)
+        ring: Any = self.ring
+        self.notes._note(ring, None)
 
     def text(self, at: int, pid: int = 5) -> str | None:
         """What a sample's statement is called."""
@@ -114,7 +122,7 @@ class _Noting:
 
 
 def _parts(text: bytes = b"SELECT now()\0 old", before: bytes = _EVEN, after: bytes = _EVEN) -> Parts:
-    return before, b"", text, after
+    return before[0], before, b"", text, after, after[0]
 
 
 def _gone() -> Parts:
@@ -185,11 +193,15 @@ def test_other_records_are_passed_over() -> None:
 def test_around_the_end_of_the_ring() -> None:
     """Positions grow for ever, the memory begins again."""
     noting = _Noting()
-    for _ in range(5 * _SIZE // _RECORD):
-        at = noting.ring.write(7)
-        noting.look()
-        noting.ring.read = noting.ring.head()
-        assert noting.text(at, 7) == "select ?"
+
+    def steps() -> Iterator[None]:
+        for _ in range(5 * _SIZE // _RECORD):
+            at = noting.ring.write(7)
+            yield
+            noting.ring.read = noting.ring.head()
+            assert noting.text(at, 7) == "select ?"
+
+    noting.looks(steps())
     assert noting.filling == 0
 
 
@@ -199,6 +211,7 @@ def test_samples_that_nobody_took(monkeypatch: pytest.MonkeyPatch) -> None:
     places = [noting.ring.write(pid) for pid in (6, 7, 8, 6, 7)]
     noting.look()
     full = sampling._MAX_HELD
+    noting.notes._prune()
     assert noting.text(places[2], 8) is not None
     assert noting.text(places[1], 7) is None
     assert len(noting.notes._notes[0]) == 2
@@ -214,28 +227,56 @@ def test_samples_that_nobody_took(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_room_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What there is no room for is counted, and unproven; a batch is asked for when half of it is used."""
     monkeypatch.setattr(sampling, "_MAX_HELD", 1000)
+    monkeypatch.setattr(sampling, "_ROOM_AT_ONCE", 1)
     noting = _Noting()
     noting.running.know(5, _parts, 300)
     places = []
-    for expected in (0, 1, 2, 3):
-        places.append(noting.ring.write(5))
-        noting.look()
-        assert noting.filling == expected
+
+    def steps() -> Iterator[None]:
+        for expected in (0, 1, 2, 3):
+            places.append(noting.ring.write(5))
+            yield
+            assert noting.filling == expected
+
+    noting.looks(steps())
     assert noting.notes.unnoted == 1
+    assert noting.text(places[2]) == "select now()"
     unnoted = noting.notes.take((0, places[3]), 5, 1)
     assert (unnoted.described, unnoted.role, unnoted.unproven) == (NO_STATEMENT, None, True)
+
+
+def test_room_is_taken_at_once() -> None:
+    """So much that it is seldom asked for; what is not used counts as free at the next batch."""
+    noting = _Noting()
+    noting.running.know(5, _parts, 300)
+
+    def steps() -> Iterator[None]:
+        noting.ring.write(5)
+        yield
+        assert noting.notes._room == sampling._MAX_HELD - sampling._ROOM_AT_ONCE
+        noting.ring.write(5)
+        yield
+        assert noting.notes._room == sampling._MAX_HELD - sampling._ROOM_AT_ONCE
+
+    noting.looks(steps())
+    noting.notes._prune()
+    assert noting.notes._room == sampling._MAX_HELD - 2 * 300
 
 
 def test_a_ring_that_fills_up_is_told() -> None:
     """At a quarter, and again with each further part, not with each sample."""
     noting = _Noting()
-    told = []
-    for number in range(_SIZE // _RECORD // 2):
-        noting.ring.write(7)
-        before = noting.filling
-        noting.look()
-        if noting.filling > before:
-            told.append(number * _RECORD / _SIZE)
+    told: list[float] = []
+
+    def steps() -> Iterator[None]:
+        for number in range(_SIZE // _RECORD // 2):
+            noting.ring.write(7)
+            before = noting.filling
+            yield
+            if noting.filling > before:
+                told.append(number * _RECORD / _SIZE)
+
+    noting.looks(steps())
     assert told[0] == 0.25
     assert 4 < len(told) < 9
 

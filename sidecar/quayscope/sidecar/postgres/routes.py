@@ -35,9 +35,10 @@ _MAX_LOOK = 4 << 20
 _MAX_VECTORS = 1024
 """UIO_MAXIOV: stretches that one call may name."""
 
-Parts = tuple[bytes, bytes, bytes, bytes]
-"""Of one slot, read in this order: the counter and pid, the head of the entry, its text, counter and pid
-again. They belong together where both counters are the same, and even."""
+Parts = tuple[int, bytes, bytes, bytes, bytes, int]
+"""Of one slot, read in this order: the counter's lowest byte, the counter and pid, the head of the entry, its
+text, counter and pid again, and the lowest byte. They belong together where the counter is the same before
+and after, and even; its lowest byte tells most that do not in no time."""
 Copy = Callable[[], Parts]
 """Reads one slot's parts. Raises OSError or ValueError when they are gone."""
 
@@ -232,7 +233,7 @@ class MappedMemory:
         head = slice(entry, entry + _HEAD)
         # One call that runs no line of Python: at a sample nothing is in the processor's caches.
         parts = itemgetter(
-            head, slice(entry, entry + ENTRY_HEAD.size), slice(activity, activity + size), head
+            entry, head, slice(entry, entry + ENTRY_HEAD.size), slice(activity, activity + size), head, entry
         )
         return partial(parts, self._map)
 
@@ -368,7 +369,7 @@ class ReadMemory:
         places = ((entry, _HEAD), (entry, ENTRY_HEAD.size), (activity, size), (entry, _HEAD))
         remote = (IoVec * len(places))(*(IoVec(*place) for place in places))
         ends = list(accumulate(length for _, length in places))
-        parts = itemgetter(*map(slice, (0, *ends), ends))
+        parts = itemgetter(0, *map(slice, (0, *ends), ends), ends[-2])
         buffer = ctypes.create_string_buffer(ends[-1])
         local = IoVec(ctypes.addressof(buffer), ends[-1])
         arguments = (

@@ -21,7 +21,7 @@ from quayscope.sidecar.postgres.transactions import Transactions
 from quayscope.sidecar.statements import LONGEST_DESCRIBED, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster, backend_type
 
-__all__ = ["Backend", "Backends", "Copied", "Noted", "Ran", "Running"]
+__all__ = ["Backend", "Backends", "Noted", "Ran", "Running"]
 
 Backends = Callable[[], SharedReader | None]
 """Gives the reader of the server's shared memory, None while there is none."""
@@ -81,10 +81,6 @@ class Backend(NamedTuple):
     reader: SharedReader
     number: int
     server_pid: int
-
-
-Copied = tuple[int, Backend, Parts]
-"""What was copied of a backend's slot and when, Unix nanoseconds, to be made a `Noted` of later."""
 
 
 class _Whole(NamedTuple):
@@ -147,9 +143,8 @@ class Running:
         backend = Backend(copy, text + _OBJECTS, text, pid, reader, peek.number, peek.server_pid)
         _keep(self.known, pid, backend, _MAX_BACKENDS)
 
-    def noted(self, copied: Copied) -> Noted:
-        """Return the note that a copy is."""
-        looked_ns, backend, parts = copied
+    def noted(self, looked_ns: int, backend: Backend, parts: Parts) -> Noted:
+        """Return the note that a copy is, which was made before a moment (Unix nanoseconds)."""
         seen = backend.reader.copied(backend.number, backend.server_pid, parts)
         if seen is None:
             return Noted(looked_ns, self._unknown(backend.pid))

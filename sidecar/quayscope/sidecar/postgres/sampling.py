@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from quayscope.sidecar.native.batches import Note
 from quayscope.sidecar.native.records import SAMPLE
@@ -22,7 +22,8 @@ from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.postgres.naming import Namer
-from quayscope.sidecar.postgres.running import Backends, Copied, Noted, Running
+from quayscope.sidecar.postgres.routes import Parts
+from quayscope.sidecar.postgres.running import Backend, Backends, Noted, Running
 from quayscope.sidecar.statements import NO_STATEMENT, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 
@@ -36,20 +37,21 @@ _FILLING = 1 / 4
 _MORE_FILLED = 1 / 32
 """Of a ring: how much more of it is full when that is told again."""
 _MAX_HELD = 16 << 20
+_ROOM_AT_ONCE = 64 << 10
 _MAX_FAULTS_LOGGED = 3
 
 
-def _hurry(cpus: list[int]) -> None:
-    """Give the calling thread real-time priority, and keep it on its CPU if it has one. Raises OSError.
+def _hurry(cpu: int | None) -> None:
+    """Give the calling thread real-time priority, and keep it on a CPU if it has one. Raises OSError.
 
     A statement that takes less than a millisecond is over before a thread of normal priority runs on a busy
     machine. The kernel bounds what real-time threads may take.
     """
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    if len(cpus) == 1:
+    if cpu is not None:
         # A CPU that we may not run on is looked after from another.
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, cpus)
+            os.sched_setaffinity(0, [cpu])
 
 
 def _may_hurry() -> OSError | None:
@@ -58,7 +60,7 @@ def _may_hurry() -> OSError | None:
 
     def ask() -> None:
         try:
-            _hurry([])
+            _hurry(None)
         except OSError as error:
             found.append(error)
 
@@ -68,19 +70,23 @@ def _may_hurry() -> OSError | None:
     return found[0] if found else None
 
 
-_Held = tuple[int, Copied | Noted, int]
-"""Where a sample lies in its ring, its note, and about the memory that it takes, in bytes."""
+_Held = tuple[int, int, Backend, Parts] | tuple[int, Noted]
+"""Where a sample lies in its ring, and when its backend was copied and what that gave, or its note."""
+
+
+def _size(held: _Held) -> int:
+    return held[1].size if len(held) == 2 else held[2].size
 
 
 class StatementNotes:
     """Wakes at each sample and notes what its backend does; `take` says what that means.
 
-    A thread of real-time priority for each CPU, kept on it, where that is permitted: the backend whose sample
-    it looks at then stands still meanwhile. Else one thread. `realtime` is None, or why there is no priority.
+    A thread for each CPU; kept on it, and of real-time priority, where that is permitted: the backend whose
+    sample it looks at then stands still meanwhile. `realtime` is None, or why there is no priority.
 
     `faults` counts looks that failed, `inherited` samples whose request is that of their transaction,
-    `unnoted` samples that there was no room for: 16 MB of notes are held at a time. `filling` is called when
-    a ring is a quarter full, or half of that room.
+    `unnoted` samples that there was no room for: 16 MB of notes are held at a time, and 64 kB more a CPU.
+    `filling` is called when a ring is a quarter full, or half of that room is used.
     """
 
     def __init__(self, rings: Rings[Tracked], running: Running, filling: Callable[[], None]) -> None:
@@ -102,9 +108,8 @@ class StatementNotes:
     def start(self) -> None:
         """Begin to wake."""
         self.realtime = _may_hurry()
-        cpus = self._rings.cpus
-        for some in [cpus] if self.realtime is not None else [[cpu] for cpu in cpus]:
-            thread = threading.Thread(target=self._run, args=(some,), name="perf-notes", daemon=True)
+        for place in zip(self._rings.cpus, self._rings.descriptors(), strict=True):
+            thread = threading.Thread(target=self._run, args=place, name="perf-notes", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -125,88 +130,88 @@ class StatementNotes:
             os.close(self._wake)
             self._wake = -1
 
-    def _run(self, cpus: list[int]) -> None:
+    def _run(self, cpu: int, descriptor: int) -> None:
         if self.realtime is None:
-            _hurry(cpus)
+            _hurry(cpu)
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        for cpu, descriptor in zip(self._rings.cpus, self._rings.descriptors(), strict=True):
-            if cpu in cpus:
-                poller.register(descriptor, select.POLLIN)
-        poll = poller.poll
-        rings = [self._rings.ring(cpu) for cpu in cpus]
-        looks = [self._looking(ring).__next__ for ring in rings]
-        while self._going:
-            poll(_POLL_MS)
+        poller.register(descriptor, select.POLLIN)
+        self._note(self._rings.ring(cpu), poller.poll)
+
+    def _note(self, ring: Ring, wait: Callable[[int], object] | None) -> None:
+        """Note what comes into a ring, whenever `wait` returns, until closed; for one thread a ring.
+
+        Without `wait` what is there, once. At a wake nothing of ours is in the processor's caches any more,
+        and each object, function and dictionary that is touched has to be fetched from memory. So this is one
+        function, all is bound once, a backend that is known is only copied, and what the copy says is found
+        out in the batch.
+        """
+        control, words, mask = ring.control, ring.words, len(ring.words) - 1
+        known, note_carefully, time_ns = self._running.known.get, self._running.note, time.time_ns
+        keep = self._notes[ring.cpu].append
+        head = at = ring.noted
+        filled = left = 0
+        while True:
             # The one border of this thread: a fault costs the notes at hand, never the noting.
             try:
-                for look in looks:
-                    look()
+                if wait is not None:
+                    wait(_POLL_MS)
+                head = control[HEAD]
+                last = 0
+                while at < head:
+                    word = at >> 3
+                    header = words[word & mask]
+                    if header & 0xFFFFFFFF == SAMPLE:
+                        pid = words[word + 2 & mask] & 0xFFFFFFFF
+                        if pid != last:
+                            last = pid
+                            looked_ns = 0
+                            backend = known(pid)
+                            if backend is not None:
+                                try:
+                                    parts = backend[0]()
+                                    low, _, _, text, _, again = parts
+                                    if low == again and not low & 1 and 0 in text:
+                                        looked_ns, taken = time_ns(), backend[1]
+                                except (OSError, ValueError):
+                                    pass  # its memory is gone
+                            if not looked_ns:
+                                note = note_carefully(pid)
+                                taken = note.size
+                        if left < taken:
+                            left += self._more_room(taken)
+                        if left < taken:
+                            self.unnoted += 1
+                        else:
+                            left -= taken
+                            keep((at, looked_ns, backend, parts) if backend and looked_ns else (at, note))
+                    header >>= 48
+                    if header < 8:
+                        at = head  # `drain` counts it
+                    else:
+                        at += header
+                ring.noted = head
+                if head > filled:
+                    filled = ring.read + int(ring.size * _FILLING)
+                    if head > filled:
+                        filled = head + int(ring.size * _MORE_FILLED)
+                        self._filling()
             except Exception:
                 self.faults += 1
                 if self.faults <= _MAX_FAULTS_LOGGED:
                     log.exception("fault while noting", extra={"faults": self.faults})
+                at = ring.noted = head
                 time.sleep(_PAUSE_S)
-                for ring in rings:
-                    with contextlib.suppress(ValueError):  # closed meanwhile
-                        ring.noted = ring.head()
-                looks = [self._looking(ring).__next__ for ring in rings]
+            if wait is None or not self._going:
+                return
 
-    def _looking(self, ring: Ring) -> Iterator[None]:
-        """Note what has come into a ring, each time that it is asked for the next; for one thread a ring.
-
-        At a wake nothing of ours is in the processor's caches any more, and each object, function and
-        dictionary that is touched has to be fetched from memory: so all is bound once, a backend that is
-        known is only copied, and what the copy says is found out in the batch.
-        """
-        control, words, mask, size = ring.control, ring.words, len(ring.words) - 1, ring.size
-        keep = self._notes[ring.cpu].append
-        known, note_carefully, time_ns = self._running.known.get, self._running.note, time.time_ns
-        note: Copied | Noted
-        at, filled = ring.noted, 0
-        while True:
-            head = control[HEAD]
-            noted_pid = 0
-            while at < head:
-                word = at >> 3
-                header = words[word & mask]
-                if header & 0xFFFFFFFF == SAMPLE:
-                    pid = words[word + 2 & mask] & 0xFFFFFFFF
-                    if pid != noted_pid:
-                        noted_pid = pid
-                        backend = known(pid)
-                        parts = None
-                        if backend is not None:
-                            try:
-                                parts = backend[0]()
-                                before, _, text, after = parts
-                                if before != after or before[0] & 1 or 0 not in text:
-                                    parts = None
-                            except (OSError, ValueError):  # its memory is gone
-                                pass
-                        if backend is not None and parts is not None:
-                            note, taken = (time_ns(), backend, parts), backend[1]
-                        else:
-                            note = note_carefully(pid)
-                            taken = note.size
-                    room = self._room - taken
-                    if room < 0:
-                        self.unnoted += 1
-                    else:
-                        self._room = room
-                        keep((at, note, taken))
-                header >>= 48
-                if header < 8:
-                    at = head  # `drain` counts it
-                else:
-                    at += header
-            ring.noted = head
-            if head > filled or self._room < _MAX_HELD >> 1:
-                filled = ring.read + int(size * _FILLING)
-                if head > filled or self._room < _MAX_HELD >> 1:
-                    filled = head + int(size * _MORE_FILLED)
-                    self._filling()
-            yield
+    def _more_room(self, wanted: int) -> int:
+        """Take some of the room for notes, in bytes: so much that it is seldom asked for."""
+        granted = max(0, min(self._room, max(wanted, _ROOM_AT_ONCE)))
+        self._room -= granted
+        if self._room < _MAX_HELD // 2:
+            self._filling()
+        return granted
 
     def look(self) -> None:
         """Prepare for a batch."""
@@ -214,7 +219,7 @@ class StatementNotes:
             self._rings.pass_over()
         else:
             for cpu in self._rings.cpus:
-                next(self._looking(self._rings.ring(cpu)))
+                self._note(self._rings.ring(cpu), None)
         self._running.measure()
         self._prune()
         second = int(time.monotonic())
@@ -226,12 +231,11 @@ class StatementNotes:
         """Drop the notes of samples that nobody took: they are gone from the rings."""
         for cpu, position in self._rings.released().items():
             self._drop(self._notes[cpu], position)
-        held = sum(size for notes in self._notes.values() for _, _, size in tuple(notes))
-        self._room = _MAX_HELD - held
+        self._room = _MAX_HELD - sum(_size(held) for notes in self._notes.values() for held in tuple(notes))
 
     def _drop(self, notes: deque[_Held], position: int) -> None:
         while notes and notes[0][0] < position:
-            self._room += notes.popleft()[2]
+            self._room += _size(notes.popleft())
 
     def take(self, place: tuple[int, int], pid: int, time_ns: int) -> Note:
         """Return the note for a process's sample that lay at a place in the rings, and forget it.
@@ -243,9 +247,10 @@ class StatementNotes:
         self._drop(notes, position)
         if not notes or notes[0][0] != position:
             return Note(NO_STATEMENT, None, True, pid)
-        _, note, size = notes.popleft()
-        self._room += size
-        ran = self._running.settle(note if isinstance(note, Noted) else self._running.noted(note), time_ns)
+        held = notes.popleft()
+        self._room += _size(held)
+        noted = held[1] if len(held) == 2 else self._running.noted(*held[1:])
+        ran = self._running.settle(noted, time_ns)
         described = NO_STATEMENT if ran.text is None else self._namer.describe(ran.text)
         if ran.comment:
             described = self._namer.inherit(described, ran.comment)

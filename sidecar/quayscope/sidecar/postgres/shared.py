@@ -172,9 +172,9 @@ class SharedReader:
         return self._memory.copier(peek.number, size), size
 
     def copied(self, number: int, server_pid: int, parts: Parts) -> Glance | None:
-        """Return what a copy of a slot shows, None when it was another's by then.
+        """Return what a copy of a slot shows, whose text is whole.
 
-        For parts that belong together, and a text that is whole.
+        None when it was another's by then, or when its parts do not belong together.
         """
         return self._decoder.copied(number, server_pid, parts)
 

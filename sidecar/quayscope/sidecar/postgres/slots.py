@@ -182,11 +182,16 @@ class Decoder:
         )
 
     def copied(self, number: int, server_pid: int, parts: Parts) -> Glance | None:
-        """Return what a copy of a client backend's slot shows; None where it is not that one's any more."""
-        _, raw, text, _ = parts
+        """Return what a copy of a client backend's slot shows.
+
+        None where it is another's by now, or was written meanwhile.
+        """
+        _, before, raw, text, after, _ = parts
         (_, pid, kind, _, transaction, activity, since, _, _, state, *pointers) = ENTRY_HEAD.unpack(raw)
         if (
-            pid != server_pid
+            before != after
+            or before[0] & 1
+            or pid != server_pid
             or kind != self._client
             or not 0 <= state < len(self._enums.states)
             or pointers != self._layout.texts_of(number)
