@@ -10,6 +10,7 @@ import pytest
 from postgres.reading import ROUTES, postmaster_of, reader_of, running
 from quayscope.sidecar.postgres.routes import Parts
 from quayscope.sidecar.postgres.running import Ran, Running
+from quayscope.sidecar.postgres.shared import SharedReader
 from quayscope.sidecar.targets import CLIENT_BACKEND
 
 
@@ -42,10 +43,13 @@ def test_a_copy_shows_what_a_look_does(
             copied = look_at.noted(noted.looked_ns, backend, parts)
             assert noted.seen is not None
             assert copied == noted
+            look_at.forget(pid)
+            assert pid not in look_at.known
+            look_at.note(pid)
         until(lambda: look_at.noted(1, backend, backend.copy()).seen is None)
+        backend = look_at.known[pid]
         gone = look_at.noted(1, backend, backend.copy())
         assert gone.ran == Ran(None, CLIENT_BACKEND, True, pid)
-        look_at.forget(pid)
         assert pid not in look_at.known
 
 
@@ -53,17 +57,23 @@ def test_a_copy_shows_what_a_look_does(
 def test_copies_end_with_their_reader(server: Any, route: str, until: Callable[..., Any]) -> None:
     """Once it was closed nothing is read any more, wherever the memory lies by then; another reader's is."""
     with running(server, "SELECT pg_sleep(60)") as pid:
+        readers: list[SharedReader] = []
+        look_at = Running(postmaster_of(server), None, lambda: readers[-1] if readers else None)
         with reader_of(server, route) as reader:
-            look_at = Running(postmaster_of(server), None, lambda: reader)
+            readers.append(reader)
             until(lambda: (seen := look_at.note(pid).seen) is not None and b"pg_sleep" in seen.text)
             old = look_at.known[pid]
             old.copy()
         with pytest.raises((OSError, ValueError)):
             old.copy()
         with reader_of(server, route) as reader:
+            readers.append(reader)
             assert look_at.note(pid).seen is not None
             new = look_at.known[pid]
             assert new.reader is reader
+            readers.clear()
+            assert look_at.note(pid).seen is None
+            assert pid not in look_at.known
             parts: Parts = new.copy()
             seen = reader.copied(new.number, new.server_pid, parts)
             assert seen is not None

@@ -146,12 +146,14 @@ class Running:
     def noted(self, looked_ns: int, backend: Backend, parts: Parts) -> Noted:
         """Return the note that a copy is, which was made before a moment (Unix nanoseconds)."""
         seen = backend.reader.copied(backend.number, backend.server_pid, parts)
-        if seen is None:
-            return Noted(looked_ns, self._unknown(backend.pid))
-        return Noted(looked_ns, Ran(None, CLIENT_BACKEND, False, backend.pid), seen)
+        if seen is None and self.known.get(backend.pid) is backend:
+            # Its end may have been among what was lost: the next of its pid is looked at.
+            del self.known[backend.pid]
+        return Noted(looked_ns, Ran(None, CLIENT_BACKEND, seen is None, backend.pid), seen)
 
     def _note_text(self, pid: int) -> Noted:
         """Note the text that a process shows, where its slot may not be read."""
+        self.known.pop(pid, None)
         text = None
         if self._texts is not None and pid != self._server.pid:
             text = self._texts.statement(pid)
