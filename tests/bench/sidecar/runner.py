@@ -17,11 +17,13 @@ from pathlib import Path
 
 from quayscope.profile import Profile
 from quayscope.sidecar import procfs
+from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.sampling import PostgresSampling
+from quayscope.sidecar.postgres.shared import SharedReader, open_reader
 from quayscope.sidecar.targets import postmaster_at
 
 WARM_S = 22.0
@@ -113,7 +115,10 @@ def _add(sampler: Sampler, pid: int, *, each: bool) -> tuple[Tracked, PostgresSa
     if each:
         server = postmaster_at(pid)
         assert server is not None, "no postmaster"
-        noting = PostgresSampling(sampler, server, BackendMemory(server), service="bench", labels={})
+        reader = open_reader(server, Capabilities())
+        assert isinstance(reader, SharedReader), reader
+        texts = BackendMemory(server)
+        noting = PostgresSampling(sampler, server, texts, service="bench", labels={}, backends=lambda: reader)
         return noting.tracked, noting
     target = SampledTarget("bench", pid, lambda: procfs.children(pid), lambda _: "main", "main")
     return sampler.add(target), None

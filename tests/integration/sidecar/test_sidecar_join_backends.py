@@ -194,8 +194,8 @@ def test_connections_that_are_new_each_time(server: Any, until: Callable[..., An
 
 
 def test_notes_are_bounded(server: Any, until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no room for a text, the sample counts as unproven, and that it was so."""
-    monkeypatch.setattr("quayscope.sidecar.postgres.sampling._MAX_HELD", 1000)
+    """Where there is no room for a note, the sample counts as unproven, and that it was so."""
+    monkeypatch.setattr("quayscope.sidecar.postgres.sampling._MAX_HELD", 4000)
     connection = server.connect()
     statement = f"{_SPIN.format(20_000)} /* {'x' * 600} */".encode()
     with joining(server) as found, _looping(connection, lambda: connection.execute(statement)):

@@ -374,7 +374,7 @@ def target(process): return SampledTarget("it", process.pid, lambda: [], lambda 
 both = [sampler.add(target(process), one) for process, one in zip(processes, rings)]
 end = time.monotonic() + 30
 while any(one.samples < 5 for one in both) and time.monotonic() < end:
-    for one in rings: [(one.unnoted(cpu), one.noted(cpu)) for cpu in one.cpus]
+    for ring in [one.ring(cpu) for one in rings for cpu in one.cpus]: ring.noted = ring.head()
     time.sleep(0.05)
 held = {one.name: [one.permitted, one.detail] for one in capabilities(sampler.targets)}
 print(json.dumps([[one.samples, one.source.kind] for one in both] + [held, [one.size for one in rings]]))

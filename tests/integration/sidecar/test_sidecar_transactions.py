@@ -77,7 +77,7 @@ def _insert(comment: str = "") -> str:
 def test_a_commit_shows_the_comment_before(
     server: Any, route: str, statements: tuple[str, ...], rest: str, until: Callable[..., Any]
 ) -> None:
-    """By both routes: the last statement's comment, and nothing where that had none."""
+    """By both routes: the last statement's comment, and nothing where that had none; a copy too."""
     with _committing(server, *statements) as pid, reader_of(server, route) as reader:
 
         def ends() -> Any:
@@ -92,6 +92,8 @@ def test_a_commit_shows_the_comment_before(
         glance = reader.glance(peek)
         assert glance is not None
         assert (glance.rest, glance.transaction_start_ns) == (rest, slot.transaction_start_ns)
+        copy, _ = reader.copier(peek)
+        assert reader.copied(peek.number, peek.server_pid, copy()) == glance
         assert 0 < slot.transaction_start_ns < slot.query_start_ns
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -75,12 +73,10 @@ def test_clock() -> None:
     assert one.error_ns >= 0
 
 
-def _settled(running: Running, seen: Glance | None, text: str | None = None) -> Ran:
+def _settled(running: Running, seen: Glance, text: str | None = None) -> Ran:
     """What a sample taken a millisecond before a look gets, whose slot showed this."""
-    reader: Any = SimpleNamespace(glance=lambda _: seen)
-    peek: Any = object()
     now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
-    noted = Noted(unix_ns, Ran(None, CLIENT_BACKEND, False, 7), reader, peek, text)
+    noted = Noted(unix_ns, Ran(None, CLIENT_BACKEND, False, 7), seen, text)
     return running.settle(noted, now_ns - 1_000_000)
 
 
@@ -90,12 +86,11 @@ def _begun(ago_ns: int) -> Glance:
 
 
 def test_what_a_sample_gets() -> None:
-    """A proven statement's text, whole where it was read whole; nothing, and unproven, of another's slot."""
+    """A proven statement's text, whole where it was read whole; nothing, and unproven, what began since."""
     running = Running(Postmaster(1, 0, ""), None)
     assert _settled(running, _begun(5_000_000)) == Ran("SELECT 1", CLIENT_BACKEND, False, 7)
     assert _settled(running, _begun(5_000_000), "SELECT 12") == Ran("SELECT 12", CLIENT_BACKEND, False, 7)
     assert _settled(running, _begun(10_000)) == Ran(None, CLIENT_BACKEND, True, 7)
-    assert _settled(running, None) == Ran(None, CLIENT_BACKEND, True, 7)
 
 
 def test_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from quayscope.sidecar.native.records import (
 )
 from quayscope.sidecar.native.samples import RawSample
 
-__all__ = ["BUDGET_BYTES", "RingBudget", "Rings", "Taken", "online_cpus"]
+__all__ = ["BUDGET_BYTES", "HEAD", "Ring", "RingBudget", "Rings", "Taken", "online_cpus"]
 
 BUDGET_BYTES = 64 << 20
 """All rings together."""
@@ -40,7 +40,8 @@ ENOUGH_BYTES = 512 << 10
 _SMALLEST_BYTES = 4 << 10
 _DUMPS_FROM_BYTES = 64 << 10
 _PAGE = mmap.PAGESIZE
-_HEAD, _TAIL = 1024 // 8, 1032 // 8
+HEAD, _TAIL = 1024 // 8, 1032 // 8
+"""Where `Ring.control` holds how far the kernel has written, and how far it may write."""
 _MOST_COUNTED = 65_536
 _MOST_SAMPLES = 4096
 """What one drain takes out of one ring at most; the rest waits in the ring."""
@@ -78,8 +79,12 @@ class RingBudget:
         self._left += size * cpus
 
 
-class _Ring:
-    """One CPU's ring. Positions are the kernel's: bytes since the beginning, ever growing."""
+class Ring:
+    """One CPU's ring. Positions are the kernel's: bytes since the beginning, ever growing.
+
+    `words` are the records, 8 bytes each, a power of two of them. Who wakes at each sample says how far it
+    has `noted`: only so far `Rings.drain` takes.
+    """
 
     def __init__(self, cpu: int, size: int, watermark: int) -> None:
         self.cpu = cpu
@@ -94,22 +99,26 @@ class _Ring:
             raise
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory)) + _PAGE
         view = memoryview(self._memory)
-        self._control = view[:_PAGE].cast("Q")
+        self.control = view[:_PAGE].cast("Q")
         self.data = view[_PAGE:]
         self.words = self.data.cast("Q")
-        self.read = self.seen = self.noted = self.passed = 0
+        self.read = self.noted = self.passed = 0
 
     def head(self) -> int:
-        return self._control[_HEAD]
+        """Return how far the kernel has written."""
+        return self.control[HEAD]
 
     def release(self) -> None:
-        self._control[_TAIL] = self.read
+        """Give back what was read."""
+        self.control[_TAIL] = self.read
 
     def tail(self) -> int:
-        return self._control[_TAIL]
+        """Return how far the memory was given back."""
+        return self.control[_TAIL]
 
     def close(self) -> None:
-        for view in (self._control, self.words, self.data):
+        """Give the memory back."""
+        for view in (self.control, self.words, self.data):
             view.release()
         # Somebody may still hold a sample's stack: the memory then goes when that does.
         with contextlib.suppress(BufferError):
@@ -137,13 +146,13 @@ class Rings(Generic[Source]):
         self._events: dict[int, tuple[Form, Source]] = {}
         self._counts: dict[int, dict[int, int]] = {}  # by task, by event
         self._lock = threading.Lock()
-        self._rings: list[_Ring] = []
+        self._rings: list[Ring] = []
         self.cpus = online_cpus()
         self.size = size
         while not self._rings:
             try:
                 for cpu in self.cpus:
-                    self._rings.append(_Ring(cpu, self.size, self.watermark))
+                    self._rings.append(Ring(cpu, self.size, self.watermark))
             except PermissionError:
                 self._close_rings()
                 if self.size <= _SMALLEST_BYTES:
@@ -187,7 +196,7 @@ class Rings(Generic[Source]):
     def drain(self) -> list[Taken[Source] | Record]:
         """Return what is in all rings, in the order of time; valid until `release`.
 
-        Where readers wake at each sample, only what was noted is taken; see `noted` and
+        Where readers wake at each sample, only what was noted is taken; see `Ring` and
         `pass_over`.
         """
         # What is written into one ring while another is read waits: else a child's samples could come
@@ -210,42 +219,14 @@ class Rings(Generic[Source]):
             for ring in self._rings:
                 ring.release()
 
-    def fullest(self) -> float:
-        """Return how full the fullest ring is, 0 to 1."""
-        with self._lock:
-            return max((ring.head() - ring.read) / ring.size for ring in self._rings) if self._rings else 0.0
+    def ring(self, cpu: int) -> Ring:
+        """Return the ring of a CPU, for the one thread that notes what comes into it."""
+        return self._ring_of[cpu]
 
     def released(self) -> dict[int, int]:
         """Return the position in each CPU's ring before which nothing is held any more."""
         with self._lock:
             return {ring.cpu: ring.tail() for ring in self._rings}
-
-    def unnoted(self, cpu: int) -> list[tuple[tuple[int, int], int, int]]:
-        """Return (place, pid, time) of the samples written into a ring since the last call; see `noted`.
-
-        For one thread a ring.
-        """
-        ring = self._ring_of[cpu]
-        found: list[tuple[tuple[int, int], int, int]] = []
-        head, at = ring.head(), ring.seen
-        words = ring.words
-        count = len(words)
-        while at < head:
-            word = at // 8
-            header = words[word % count]
-            if header & 0xFFFFFFFF == SAMPLE:
-                pid = words[(word + 2) % count] & 0xFFFFFFFF
-                found.append(((cpu, at), pid, words[(word + 3) % count]))
-            if header >> 48 < 8:
-                break  # `drain` counts it
-            at += header >> 48
-        ring.seen = head
-        return found
-
-    def noted(self, cpu: int) -> None:
-        """Let `drain` take what `unnoted` has returned."""
-        ring = self._ring_of[cpu]
-        ring.noted = ring.seen
 
     def pass_over(self) -> None:
         """Let `drain` take what comes before the first sample not noted: other records wake nobody."""
@@ -259,7 +240,7 @@ class Rings(Generic[Source]):
                     at += header >> 48
                 ring.passed = at
 
-    def _read(self, ring: _Ring, end: int, limit: int, out: list[Taken[Source] | Record]) -> None:
+    def _read(self, ring: Ring, end: int, limit: int, out: list[Taken[Source] | Record]) -> None:
         at, size, data, words = ring.read, ring.size, ring.data, ring.words
         samples = 0
         while at < end and samples < _MOST_SAMPLES:

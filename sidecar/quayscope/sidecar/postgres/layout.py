@@ -15,10 +15,10 @@ __all__ = [
     "ACTIVITY_POINTER",
     "APPLICATION_POINTER",
     "APPLICATION_SIZE",
-    "BACKEND_TYPE",
     "CLIENT_ADDRESS",
     "COUNTER_AND_PID",
     "ENTRIES_BEYOND",
+    "ENTRY_HEAD",
     "ENTRY_SIZES",
     "EPOCH_US",
     "LEADER_OFFSETS",
@@ -36,8 +36,6 @@ APPLICATION_POINTER = 240
 ACTIVITY_POINTER = 248
 TIMES_SIZE = 48
 """The head of an entry, up to and with st_state_start_timestamp."""
-BACKEND_TYPE = slice(8, 12)
-"""Bytes of st_backendType."""
 CLIENT_ADDRESS = 56
 """Offset of a struct sockaddr_storage of 128 bytes."""
 ENTRY_SIZES = {13: 424, 14: 432, 15: 432, 16: 432, 17: 432, 18: 440}
@@ -79,7 +77,8 @@ class Entry(NamedTuple):
     query_id: int = 0
 
 
-_ENTRY_13 = struct.Struct("<iii4xqqqqII176xi4xQQ")
+ENTRY_HEAD = struct.Struct("<iii4xqqqqII176xi4xQQ")
+"""The form of an entry up to its pointers; all of it that is read in 13."""
 _ENTRY_14 = struct.Struct("<iii4xqqqqII176xi4xQQ168xq")
 
 
@@ -114,11 +113,12 @@ class Layout:
     @property
     def entry(self) -> struct.Struct:
         """The form of an entry, up to the last field that is read; see `Entry`."""
-        return _ENTRY_13 if self.major == 13 else _ENTRY_14
+        return ENTRY_HEAD if self.major == 13 else _ENTRY_14
+
+    def texts_of(self, slot: int) -> list[int]:
+        """Return where a slot's application and activity lie: its entry points there all the time."""
+        return [self.applications + slot * APPLICATION_SIZE, self.activities + slot * self.activity_size]
 
     def fits(self, slot: int, entry: Entry) -> bool:
-        """Whether an entry points at its own texts, as each does while the server runs."""
-        return (
-            entry.application == self.applications + slot * APPLICATION_SIZE
-            and entry.activity == self.activities + slot * self.activity_size
-        )
+        """Whether an entry points at its own texts."""
+        return [entry.application, entry.activity] == self.texts_of(slot)

@@ -18,7 +18,7 @@ from quayscope.sidecar.native.maps import read_maps
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.targets import Postmaster
 
-__all__ = ["MAX_STATEMENT", "BackendMemory", "IoVec", "process_vm_readv", "read_memory"]
+__all__ = ["MAX_STATEMENT", "BackendMemory", "IoVec", "held_readv", "process_vm_readv", "read_memory"]
 
 MAX_STATEMENT = 65_536
 """Longest statement that is read, in bytes; a longer one is cut there."""
@@ -44,6 +44,11 @@ process_vm_readv.argtypes = (
     *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
     *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
 )
+
+held_readv = ctypes.PyDLL(None).process_vm_readv
+"""The same for arguments that are C objects already, and without letting other threads run meanwhile: a
+sample's thread would have to wait for them twice."""
+held_readv.restype = ctypes.c_ssize_t
 
 
 def read_memory(pid: int, address: int, size: int) -> bytes:

@@ -11,15 +11,17 @@ import errno
 import mmap
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple, Protocol
 
-from quayscope.sidecar.postgres.layout import APPLICATION_SIZE, TIMES_SIZE, Layout
-from quayscope.sidecar.postgres.memory import IoVec, process_vm_readv, read_memory
+from quayscope.sidecar.postgres.layout import APPLICATION_SIZE, ENTRY_HEAD, TIMES_SIZE, Layout
+from quayscope.sidecar.postgres.memory import IoVec, held_readv, process_vm_readv, read_memory
 from quayscope.sidecar.targets import Postmaster
 
-__all__ = ["Look", "MappedMemory", "ReadMemory", "SharedMemory"]
+__all__ = ["Copy", "Look", "MappedMemory", "Parts", "ReadMemory", "SharedMemory", "cut_text"]
 
 _WORD = 4
 _HEAD = 8
@@ -32,6 +34,13 @@ _MAX_LOOK = 4 << 20
 """Bytes that one call copies of changed slots."""
 _MAX_VECTORS = 1024
 """UIO_MAXIOV: stretches that one call may name."""
+
+Parts = tuple[int, bytes, bytes, bytes, bytes, int]
+"""Of one slot, read in this order: the counter's lowest byte, the counter and pid, the head of the entry, its
+text, counter and pid again, and the lowest byte. They belong together where the counter is the same before
+and after, and even; its lowest byte tells most that do not in no time."""
+Copy = Callable[[], Parts]
+"""Reads one slot's parts. Raises OSError or ValueError when they are gone."""
 
 
 class Look(NamedTuple):
@@ -80,6 +89,9 @@ class SharedMemory(Protocol):
 
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """Read slots whole, each with its PGPROC: pairs of both indices."""
+
+    def copier(self, slot: int, size: int) -> Copy:
+        """Return what reads one slot with `size` bytes of its text, with all made ready that can be."""
 
     def find(self, server_pid: int) -> int | None:
         """Return the slot of a process; for one that has just come."""
@@ -214,6 +226,17 @@ class MappedMemory:
             )
         return looks
 
+    def copier(self, slot: int, size: int) -> Copy:
+        """See `SharedMemory`."""
+        entry = self._entries + slot * self._layout.entry_size
+        activity = self._activities + slot * self._layout.activity_size
+        head = slice(entry, entry + _HEAD)
+        # One call that runs no line of Python: at a sample nothing is in the processor's caches.
+        parts = itemgetter(
+            entry, head, slice(entry, entry + ENTRY_HEAD.size), slice(activity, activity + size), head, entry
+        )
+        return partial(parts, self._map)
+
     def find(self, server_pid: int) -> int | None:
         """See `SharedMemory`."""
         return _slot_of(self._heads.tobytes(), server_pid)
@@ -243,6 +266,7 @@ class ReadMemory:
 
     def __init__(self, server: Postmaster, layout: Layout) -> None:
         self._pid = server.pid
+        self._reached = ctypes.c_int(server.pid)
         self._layout = layout
         self._size = layout.slots * layout.entry_size
         self._arrays = ctypes.create_string_buffer(self._size)
@@ -334,10 +358,33 @@ class ReadMemory:
             parts.append(raw[at : at + size])
             at += size
         entry, entry_counter, wait, name, text, times, counter, again = parts
-        activity, _, behind = text.partition(b"\0")
-        rest = behind.partition(b"\0")[0] if 0 < len(activity) <= _SHORT else b""
+        activity, rest = cut_text(text)
         number = int.from_bytes(wait, "little")
         return Look(entry, entry_counter, number, name, activity, times, counter, again, rest)
+
+    def copier(self, slot: int, size: int) -> Copy:
+        """See `SharedMemory`."""
+        entry = self._layout.entries + slot * self._layout.entry_size
+        activity = self._layout.activities + slot * self._layout.activity_size
+        places = ((entry, _HEAD), (entry, ENTRY_HEAD.size), (activity, size), (entry, _HEAD))
+        remote = (IoVec * len(places))(*(IoVec(*place) for place in places))
+        ends = list(accumulate(length for _, length in places))
+        parts = itemgetter(0, *map(slice, (0, *ends), ends), ends[-2])
+        buffer = ctypes.create_string_buffer(ends[-1])
+        local = IoVec(ctypes.addressof(buffer), ends[-1])
+        arguments = (
+            *(self._reached, ctypes.byref(local), ctypes.c_ulong(1)),
+            *(ctypes.byref(remote), ctypes.c_ulong(len(places)), ctypes.c_ulong(0)),
+        )
+
+        def copy() -> Parts:
+            # Another thread that comes between leaves all of one later look.
+            if held_readv(*arguments) != ends[-1]:
+                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            copied: Parts = parts(buffer.raw)
+            return copied
+
+        return copy
 
     def find(self, server_pid: int) -> int | None:
         """See `SharedMemory`."""
@@ -363,6 +410,7 @@ class ReadMemory:
 
     def close(self) -> None:
         """See `SharedMemory`."""
+        self._reached.value = 0  # no process: what copies slots finds nothing any more
 
     def _take(self, stretches: Sequence[tuple[int, int]], into: int) -> None:
         vectors = array("Q")
@@ -378,6 +426,12 @@ class ReadMemory:
         if taken != size:
             number = ctypes.get_errno() if taken < 0 else errno.EFAULT
             raise OSError(number, os.strerror(number))
+
+
+def cut_text(raw: bytes) -> tuple[bytes, bytes]:
+    """Return the text in the bytes of an activity, and its `rest`; see `Look`."""
+    activity, _, behind = raw.partition(b"\0")
+    return activity, behind.partition(b"\0")[0] if 0 < len(activity) <= _SHORT else b""
 
 
 def _picked(values: memoryview[int], indices: Sequence[int]) -> tuple[int, ...]:

@@ -12,15 +12,18 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from quayscope.sidecar.native.batches import Note
-from quayscope.sidecar.native.ring import Rings
+from quayscope.sidecar.native.records import SAMPLE
+from quayscope.sidecar.native.ring import HEAD, Ring, Rings
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
 from quayscope.sidecar.postgres.naming import Namer
-from quayscope.sidecar.postgres.running import Backends, Noted, Running
+from quayscope.sidecar.postgres.routes import Parts
+from quayscope.sidecar.postgres.running import Backend, Backends, Noted, Running
 from quayscope.sidecar.statements import NO_STATEMENT, StatementSource
 from quayscope.sidecar.targets import CLIENT_BACKEND, Postmaster
 
@@ -30,26 +33,25 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 1000
 _PAUSE_S = 0.1
-_FILLING = 0.25
-_LOOKS = 8
-"""How full the rings are is looked at once in so many wake-ups."""
-_MAX_NOTES = 65_536
-_MANY_NOTES = 8_192
+_FILLING = 1 / 4
+_MORE_FILLED = 1 / 32
+"""Of a ring: how much more of it is full when that is told again."""
 _MAX_HELD = 16 << 20
+_ROOM_AT_ONCE = 64 << 10
 _MAX_FAULTS_LOGGED = 3
 
 
-def _hurry(cpus: list[int]) -> None:
-    """Give the calling thread real-time priority, and keep it on its CPU if it has one. Raises OSError.
+def _hurry(cpu: int | None) -> None:
+    """Give the calling thread real-time priority, and keep it on a CPU if it has one. Raises OSError.
 
     A statement that takes less than a millisecond is over before a thread of normal priority runs on a busy
     machine. The kernel bounds what real-time threads may take.
     """
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    if len(cpus) == 1:
+    if cpu is not None:
         # A CPU that we may not run on is looked after from another.
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, cpus)
+            os.sched_setaffinity(0, [cpu])
 
 
 def _may_hurry() -> OSError | None:
@@ -58,7 +60,7 @@ def _may_hurry() -> OSError | None:
 
     def ask() -> None:
         try:
-            _hurry([])
+            _hurry(None)
         except OSError as error:
             found.append(error)
 
@@ -68,15 +70,23 @@ def _may_hurry() -> OSError | None:
     return found[0] if found else None
 
 
+_Held = tuple[int, int, Backend, Parts] | tuple[int, Noted]
+"""Where a sample lies in its ring, and when its backend was copied and what that gave, or its note."""
+
+
+def _size(held: _Held) -> int:
+    return held[1].size if len(held) == 2 else held[2].size
+
+
 class StatementNotes:
     """Wakes at each sample and notes what its backend does; `take` says what that means.
 
-    A thread of real-time priority for each CPU, kept on it, where that is permitted: the backend whose sample
-    it looks at then stands still meanwhile. Else one thread. `realtime` is None, or why there is no priority.
+    A thread for each CPU; kept on it, and of real-time priority, where that is permitted: the backend whose
+    sample it looks at then stands still meanwhile. `realtime` is None, or why there is no priority.
 
     `faults` counts looks that failed, `inherited` samples whose request is that of their transaction,
-    `unnoted` samples that there was no room for: 65,536 are noted at a time, with 16 MB of text. `filling` is
-    called when the rings are a quarter full.
+    `unnoted` samples that there was no room for: 16 MB of notes are held at a time, and 64 kB more a CPU.
+    `filling` is called when a ring is half full, or half of that room is used.
     """
 
     def __init__(self, rings: Rings[Tracked], running: Running, filling: Callable[[], None]) -> None:
@@ -85,9 +95,9 @@ class StatementNotes:
         self._filling = filling
         self._namer = Namer()
         self._second = 0
-        self._noted: dict[tuple[int, int], Noted] = {}
+        self._notes: dict[int, deque[_Held]] = {cpu: deque() for cpu in rings.cpus}
         self._room = _MAX_HELD
-        self._stop = threading.Event()
+        self._going = True
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._threads: list[threading.Thread] = []
         self.realtime: OSError | None = None
@@ -98,9 +108,8 @@ class StatementNotes:
     def start(self) -> None:
         """Begin to wake."""
         self.realtime = _may_hurry()
-        cpus = self._rings.cpus
-        for some in [cpus] if self.realtime is not None else [[cpu] for cpu in cpus]:
-            thread = threading.Thread(target=self._run, args=(some,), name="perf-notes", daemon=True)
+        for place in zip(self._rings.cpus, self._rings.descriptors(), strict=True):
+            thread = threading.Thread(target=self._run, args=place, name="perf-notes", daemon=True)
             self._threads.append(thread)
             thread.start()
 
@@ -111,7 +120,7 @@ class StatementNotes:
 
     def close(self, timeout_s: float) -> None:
         """Wake no longer."""
-        self._stop.set()
+        self._going = False
         deadline = time.monotonic() + timeout_s
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
@@ -121,53 +130,98 @@ class StatementNotes:
             os.close(self._wake)
             self._wake = -1
 
-    def _run(self, cpus: list[int]) -> None:
+    def _run(self, cpu: int, descriptor: int) -> None:
         if self.realtime is None:
-            _hurry(cpus)
+            _hurry(cpu)
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
-        for cpu, descriptor in zip(self._rings.cpus, self._rings.descriptors(), strict=True):
-            if cpu in cpus:
-                poller.register(descriptor, select.POLLIN)
-        looks = 0
-        while not self._stop.is_set():
-            poller.poll(_POLL_MS)
-            looks += 1
+        poller.register(descriptor, select.POLLIN)
+        self._note(self._rings.ring(cpu), poller.poll)
+
+    def _note(self, ring: Ring, wait: Callable[[int], object] | None) -> None:
+        """Note what comes into a ring, whenever `wait` returns, until closed; for one thread a ring.
+
+        Without `wait` what is there, once. At a wake nothing of ours is in the processor's caches any more,
+        and each object, function and dictionary that is touched has to be fetched from memory. So this is one
+        function, all is bound once, a backend that is known is only copied, and what the copy says is found
+        out in the batch.
+        """
+        control, words, mask = ring.control, ring.words, len(ring.words) - 1
+        known, note_carefully, time_ns = self._running.known.get, self._running.note, time.time_ns
+        keep = self._notes[ring.cpu].append
+        head = at = ring.noted
+        filled = left = 0
+        while True:
             # The one border of this thread: a fault costs the notes at hand, never the noting.
             try:
-                self._look(cpus)
-                if looks % _LOOKS == 0 and self._rings.fullest() > _FILLING:
-                    self._filling()
+                if wait is not None:
+                    wait(_POLL_MS)
+                head = control[HEAD]
+                last = 0
+                while at < head:
+                    word = at >> 3
+                    header = words[word & mask]
+                    if header & 0xFFFFFFFF == SAMPLE:
+                        pid = words[word + 2 & mask] & 0xFFFFFFFF
+                        if pid != last:
+                            last = pid
+                            looked_ns = 0
+                            backend = known(pid)
+                            if backend is not None:
+                                try:
+                                    parts = backend[0]()
+                                    low, _, _, text, _, again = parts
+                                    if low == again and not low & 1 and 0 in text:
+                                        looked_ns, taken = time_ns(), backend[1]
+                                except (OSError, ValueError):
+                                    pass  # its memory is gone
+                            if not looked_ns:
+                                note = note_carefully(pid)
+                                taken = note.size
+                        if left < taken:
+                            left += self._more_room(taken)
+                        if left < taken:
+                            self.unnoted += 1
+                        else:
+                            left -= taken
+                            keep((at, looked_ns, backend, parts) if backend and looked_ns else (at, note))
+                    header >>= 48
+                    if header < 8:
+                        at = head  # `drain` counts it
+                    else:
+                        at += header
+                ring.noted = head
+                if head > filled:
+                    filled = ring.read + int(ring.size * _FILLING)
+                    if head > filled:
+                        filled = head + int(ring.size * _MORE_FILLED)
+                        self._filling()
             except Exception:
                 self.faults += 1
                 if self.faults <= _MAX_FAULTS_LOGGED:
                     log.exception("fault while noting", extra={"faults": self.faults})
-                self._stop.wait(_PAUSE_S)
+                at = ring.noted = head
+                time.sleep(_PAUSE_S)
+            if wait is None or not self._going:
+                return
 
-    def _look(self, cpus: list[int]) -> None:
-        for cpu in cpus:
-            samples = self._rings.unnoted(cpu)
-            seen: dict[int, Noted] = {}
-            for place, pid, _ in samples:
-                noted = seen.get(pid)
-                if noted is None:
-                    noted = seen[pid] = self._running.note(pid)
-                    self._room -= noted.size
-                if self._room < 0 or len(self._noted) >= _MAX_NOTES:
-                    self.unnoted += 1
-                else:
-                    self._noted[place] = noted
-            self._rings.noted(cpu)
+    def _more_room(self, wanted: int) -> int:
+        """Take some of the room for notes, in bytes: so much that it is seldom asked for."""
+        granted = max(0, min(self._room, max(wanted, _ROOM_AT_ONCE)))
+        self._room -= granted
+        if self._room < _MAX_HELD // 2:
+            self._filling()
+        return granted
 
     def look(self) -> None:
         """Prepare for a batch."""
         if self.alive:
             self._rings.pass_over()
         else:
-            self._look(self._rings.cpus)
+            for cpu in self._rings.cpus:
+                self._note(self._rings.ring(cpu), None)
         self._running.measure()
         self._prune()
-        self._room = _MAX_HELD
         second = int(time.monotonic())
         if second != self._second:
             self._second = second
@@ -175,17 +229,27 @@ class StatementNotes:
 
     def _prune(self) -> None:
         """Drop the notes of samples that nobody took: they are gone from the rings."""
-        if len(self._noted) > _MANY_NOTES:
-            released = self._rings.released()
-            for place in list(self._noted):
-                if place[1] < released.get(place[0], 0):
-                    del self._noted[place]
+        for cpu, position in self._rings.released().items():
+            self._drop(self._notes[cpu], position)
+        self._room = _MAX_HELD - sum(_size(held) for notes in self._notes.values() for held in tuple(notes))
+
+    def _drop(self, notes: deque[_Held], position: int) -> None:
+        while notes and notes[0][0] < position:
+            self._room += _size(notes.popleft())
 
     def take(self, place: tuple[int, int], pid: int, time_ns: int) -> Note:
-        """Return the note for a process's sample that lay at a place in the rings, and forget it."""
-        noted = self._noted.pop(place, None)
-        if noted is None:
+        """Return the note for a process's sample that lay at a place in the rings, and forget it.
+
+        Those before it in its ring are forgotten as well: samples are taken in their order.
+        """
+        cpu, position = place
+        notes = self._notes[cpu]
+        self._drop(notes, position)
+        if not notes or notes[0][0] != position:
             return Note(NO_STATEMENT, None, True, pid)
+        held = notes.popleft()
+        self._room += _size(held)
+        noted = held[1] if len(held) == 2 else self._running.noted(*held[1:])
         ran = self._running.settle(noted, time_ns)
         described = NO_STATEMENT if ran.text is None else self._namer.describe(ran.text)
         if ran.comment:

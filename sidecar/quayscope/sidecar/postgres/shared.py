@@ -18,10 +18,17 @@ from quayscope.sidecar.errors import SidecarError
 from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.deaths import Deaths
 from quayscope.sidecar.postgres.enums import names_of
-from quayscope.sidecar.postgres.layout import BACKEND_TYPE, COUNTER_AND_PID, Entry, Layout
+from quayscope.sidecar.postgres.layout import COUNTER_AND_PID, Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.program import Unreadable, regions
-from quayscope.sidecar.postgres.routes import Look, MappedMemory, ReadMemory, SharedMemory
+from quayscope.sidecar.postgres.routes import (
+    Copy,
+    Look,
+    MappedMemory,
+    Parts,
+    ReadMemory,
+    SharedMemory,
+)
 from quayscope.sidecar.postgres.slots import (
     BACKGROUND_WORKER,
     Decoder,
@@ -31,13 +38,16 @@ from quayscope.sidecar.postgres.slots import (
     started_ns,
     worker_type,
 )
-from quayscope.sidecar.targets import CLIENT_BACKEND, BackendPids, Postmaster
+from quayscope.sidecar.targets import BackendPids, Postmaster
 
 __all__ = ["SHARED_MEMORY", "MemoryGone", "Peek", "SharedReader", "Torn", "open_reader"]
 
 SHARED_MEMORY = "postgres_shared_memory"
 _CHUNK = 64 * COUNTER_AND_PID.size
 _ATTEMPTS = 3
+_USUAL_TEXT = 448
+"""Bytes of a text that a copy has at least: a comment, which stays behind a `COMMIT`, is shorter."""
+_TEXT_STEP = 128
 _CHECK_S = 1.0
 _SEEK_AGAIN_S = 0.01
 _SUSPICIOUS_S = 10.0
@@ -83,7 +93,6 @@ class SharedReader:
         self._enums = names_of(layout.major)
         self._names = names or OidNames()
         self._decoder = Decoder(layout, self._enums, self._names)
-        self._client = self._enums.backend_types.index(CLIENT_BACKEND).to_bytes(4, "little")
         self._as_of = self._names.version
         self._pids = BackendPids(server)
         self._heads = bytes(layout.slots * COUNTER_AND_PID.size)
@@ -155,10 +164,19 @@ class SharedReader:
             return None
         raise Torn(f"the slot of process {pid} is being written")
 
-    def is_plain(self, peek: Peek) -> bool:
-        """Whether a slot is a client backend's and its text is whole."""
-        seen = peek.seen
-        return seen.entry[BACKEND_TYPE] == self._client and len(seen.activity) < self.layout.text_size - 1
+    def copier(self, peek: Peek) -> tuple[Copy, int]:
+        """Return what copies a client backend's slot from now on, and how many bytes of text a copy has."""
+        used = len(peek.seen.activity) // _TEXT_STEP * _TEXT_STEP + _TEXT_STEP
+        # The last byte is for the zero of a text that is cut.
+        size = min(max(used, _USUAL_TEXT), self.layout.text_size - 1)
+        return self._memory.copier(peek.number, size), size
+
+    def copied(self, number: int, server_pid: int, parts: Parts) -> Glance | None:
+        """Return what a copy of a slot shows, whose text is whole.
+
+        None when it was another's by then, or when its parts do not belong together.
+        """
+        return self._decoder.copied(number, server_pid, parts)
 
     def glance(self, peek: Peek) -> Glance | None:
         """Return what a process's slot showed, None when it was another's, or none."""

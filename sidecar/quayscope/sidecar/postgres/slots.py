@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from quayscope.sidecar import procfs
 from quayscope.sidecar.postgres.enums import Names, Wait
-from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, EPOCH_US, Entry, Layout
+from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, ENTRY_HEAD, EPOCH_US, Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
-from quayscope.sidecar.postgres.routes import Look
+from quayscope.sidecar.postgres.routes import Look, Parts, cut_text
 from quayscope.sidecar.postgres.transactions import left_over
+from quayscope.sidecar.targets import CLIENT_BACKEND
 
 __all__ = [
     "BACKGROUND_WORKER",
@@ -113,6 +114,7 @@ class Decoder:
     def __init__(self, layout: Layout, enums: Names, names: OidNames) -> None:
         self._layout = layout
         self._enums = enums
+        self._client = enums.backend_types.index(CLIENT_BACKEND)
         self._names = names
         self._texts: dict[bytes, Statement] = {}
 
@@ -177,6 +179,34 @@ class Decoder:
             len(seen.activity) >= self._layout.text_size - 1,
             _unix_ns(entry.transaction_start),
             left_over(seen.activity, seen.rest),
+        )
+
+    def copied(self, number: int, server_pid: int, parts: Parts) -> Glance | None:
+        """Return what a copy of a client backend's slot shows.
+
+        None where it is another's by now, or was written meanwhile.
+        """
+        _, before, raw, text, after, _ = parts
+        (_, pid, kind, _, transaction, activity, since, _, _, state, *pointers) = ENTRY_HEAD.unpack(raw)
+        if (
+            before != after
+            or before[0] & 1
+            or pid != server_pid
+            or kind != self._client
+            or not 0 <= state < len(self._enums.states)
+            or pointers != self._layout.texts_of(number)
+        ):
+            return None
+        shown, rest = cut_text(text)
+        return Glance(
+            CLIENT_BACKEND,
+            self._enums.states[state],
+            _unix_ns(activity),
+            _unix_ns(since),
+            shown,
+            False,
+            _unix_ns(transaction),
+            left_over(shown, rest),
         )
 
     def _statement(self, raw: bytes) -> Statement:
