@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _POLL_MS = 1000
 _PAUSE_S = 0.1
-_FILLING = 1 / 4
+_FILLING = 1 / 2
 _MORE_FILLED = 1 / 32
 """Of a ring: how much more of it is full when that is told again."""
 _MAX_HELD = 16 << 20
