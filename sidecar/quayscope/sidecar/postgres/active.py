@@ -13,6 +13,7 @@ Whoever sees sessions (shared memory or the view) adds what it saw here, so that
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -155,7 +156,14 @@ def _counted(connections: Iterable[tuple[str, str]]) -> Counter[tuple[str, str]]
 
 def _schedstat(pid: int) -> tuple[int, int] | None:
     """Return the nanoseconds that a process's main thread ran, and waited runnable; None when it is gone."""
-    with contextlib.suppress(OSError, ValueError), open(f"/proc/{pid}/schedstat", "rb") as file:
-        ran, queued, _ = file.read(128).split()
-        return int(ran), int(queued)
-    return None
+    # Without a file object: it takes half as long, and a second has one of each active process.
+    try:
+        descriptor = os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    clocks = None
+    with contextlib.suppress(OSError, ValueError):
+        ran, queued, _ = os.read(descriptor, 128).split()
+        clocks = int(ran), int(queued)
+    os.close(descriptor)
+    return clocks
