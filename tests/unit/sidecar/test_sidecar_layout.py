@@ -15,7 +15,7 @@ from quayscope.sidecar.postgres.enums import MAJORS, NO_WAIT, names_of
 from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, ENTRY_SIZES, EPOCH_US, Layout
 from quayscope.sidecar.postgres.oids import OidNames
 from quayscope.sidecar.postgres.program import Unreadable, program_of, regions
-from quayscope.sidecar.postgres.routes import Look, _InUse
+from quayscope.sidecar.postgres.routes import Look
 from quayscope.sidecar.postgres.slots import Decoder, Slot
 from quayscope.sidecar.targets import Postmaster
 
@@ -161,24 +161,6 @@ def test_what_was_written_meanwhile() -> None:
     assert not quiet._replace(counter=odd).steady()
     assert not quiet._replace(entry=odd + entry[8:], counter=odd).steady()
     assert not quiet._replace(counter=moved).steady()
-
-
-def test_idle_slots_are_seldom_looked_at() -> None:
-    """Of 2,000 slots with 200 in use the front and the end are looked at each tick, all each tenth."""
-    in_use = _InUse(2028)
-    heads = b"".join(struct.pack("<iI", 2, 100 + slot if slot < 200 else 0) for slot in range(2028))
-    sizes = []
-    for _ in range(30):
-        stretches = in_use.stretches()
-        in_use.found(heads, stretches)
-        sizes.append(sum(last - first for first, last in stretches))
-    assert sizes[0] == 2028
-    assert sizes.count(2028) == 4
-    assert set(sizes) == {2028, 200 + 64 + 160}
-    # One more than were known of is within what is looked at, and moves the border.
-    more = heads[: 200 * 8] + struct.pack("<iI", 2, 77) + heads[201 * 8 :]
-    in_use.found(more, in_use.stretches())
-    assert in_use.stretches()[0][1] == 201 + 64
 
 
 def test_mappings_of_a_process() -> None:

@@ -18,6 +18,7 @@ class Deaths:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._poll = self._epoll.poll
         self._number_of: dict[int, int] = {}
         self._descriptor_of: dict[int, int] = {}
 
@@ -39,11 +40,11 @@ class Deaths:
 
     def take(self) -> list[int]:
         """Return the slots whose processes ended since they were watched."""
-        if not self._number_of:
+        if not self._poll(0, 1):
             return []
         return [
             number
-            for descriptor, _ in self._epoll.poll(0, len(self._number_of))
+            for descriptor, _ in self._poll(0, _MAX_WATCHED)
             if (number := self._number_of.get(descriptor)) is not None
         ]
 

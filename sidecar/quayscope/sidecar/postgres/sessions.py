@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,16 +107,20 @@ class SessionTime:
 
     def seen(self, reader: SharedReader, now_ns: int, unix_ns: int) -> None:
         """Take in the last sweep of `reader`."""
-        before_ns = max(self._last_ns, now_ns - _LONGEST_INTERVAL_NS) if self._last_ns else now_ns
-        gap = bool(self._last_ns) and before_ns > self._last_ns
-        if gap:
-            self._charge_all(self._last_ns)
-            self._held = {
-                number: held._replace(since_ns=before_ns, since_sweep=self._sweeps)
-                for number, held in self._held.items()
-            }
+        before_ns = self._last_ns or now_ns
+        if now_ns - before_ns > _LONGEST_INTERVAL_NS:
+            self._charge_all(before_ns)
+            before_ns = now_ns - _LONGEST_INTERVAL_NS
+            self._hold_from(before_ns)
         self._unix_offset_ns = unix_ns - now_ns
-        for number, old, new in reader.changes:
+        if reader.changes:
+            self._change(reader.changes, before_ns)
+        self._sweeps += 1
+        self._last_ns = now_ns
+
+    def _change(self, changes: Iterable[tuple[int, Slot | None, Slot | None]], before_ns: int) -> None:
+        """Charge what was held of slots up to a time, and hold what they show from then on."""
+        for number, old, new in changes:
             held = self._held.pop(number, None)
             if held is not None:
                 self._charge(number, held, before_ns)
@@ -136,16 +140,11 @@ class SessionTime:
                 self._whole.pop(number, None)
                 if runs and new.statement.truncated and self._texts is not None:
                     self._complete(number, new, self._texts)
-        self._sweeps += 1
-        self._last_ns = now_ns
 
-    def report(self, slots: list[Slot], unix_ns: int) -> None:
+    def report(self, slots: Collection[Slot], unix_ns: int) -> None:
         """End a second, before the sweep that begins the next is taken in: charge what is held, and emit."""
         self._charge_all(self._last_ns)
-        self._held = {
-            number: held._replace(since_ns=self._last_ns, since_sweep=self._sweeps)
-            for number, held in self._held.items()
-        }
+        self._hold_from(self._last_ns)
         self.lock_waiters = frozenset(
             held.slot.session.server_pid for held in self._held.values() if held.slot.wait.kind == _LOCK
         )
@@ -192,6 +191,13 @@ class SessionTime:
             text = texts.statement(slot.session.pid)
             if text is not None and text.startswith(slot.statement.text):
                 self._whole[number] = text[:LONGEST_DESCRIBED]
+
+    def _hold_from(self, since_ns: int) -> None:
+        """Begin anew with all that is held: it is charged up to then."""
+        sweeps = self._sweeps
+        self._held = {
+            number: _Held(held.slot, since_ns, sweeps, held.comment) for number, held in self._held.items()
+        }
 
     def _charge_all(self, until_ns: int) -> None:
         for number, held in self._held.items():
