@@ -15,9 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from quayscope.profile import BLOCK, Attributes, Frame
+from quayscope.profile import BLOCK, Attributes, Frame, Stack
 from quayscope.profile.model import Losses
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.measurements import Reading
@@ -48,7 +47,8 @@ _LEAST_REST = 3
 """The thread sleeps at least so many times the CPU that a sweep took: a quarter of a core is its most."""
 
 
-class _Held(NamedTuple):
+@dataclass(slots=True)
+class _Held:
     """A slot, since when it is to be charged (monotonic), and how many sweeps have seen it since.
 
     `comment` is that of another statement of its transaction, where it has none of its own.
@@ -109,9 +109,8 @@ class SessionTime:
         """Take in the last sweep of `reader`."""
         before_ns = self._last_ns or now_ns
         if now_ns - before_ns > _LONGEST_INTERVAL_NS:
-            self._charge_all(before_ns)
+            self._charge_all(before_ns, now_ns - _LONGEST_INTERVAL_NS)
             before_ns = now_ns - _LONGEST_INTERVAL_NS
-            self._hold_from(before_ns)
         self._unix_offset_ns = unix_ns - now_ns
         if reader.changes:
             self._change(reader.changes, before_ns)
@@ -143,8 +142,7 @@ class SessionTime:
 
     def report(self, slots: Collection[Slot], unix_ns: int) -> None:
         """End a second, before the sweep that begins the next is taken in: charge what is held, and emit."""
-        self._charge_all(self._last_ns)
-        self._hold_from(self._last_ns)
+        self._charge_all(self._last_ns, self._last_ns)
         self.lock_waiters = frozenset(
             held.slot.session.server_pid for held in self._held.values() if held.slot.wait.kind == _LOCK
         )
@@ -162,7 +160,7 @@ class SessionTime:
 
     def end(self) -> None:
         """Charge what was seen up to its last sweep, and hold nothing: the memory is gone."""
-        self._charge_all(self._last_ns)
+        self._charge_all(self._last_ns, self._last_ns)
         self._write()
         self._held.clear()
         self._whole.clear()
@@ -192,16 +190,11 @@ class SessionTime:
             if text is not None and text.startswith(slot.statement.text):
                 self._whole[number] = text[:LONGEST_DESCRIBED]
 
-    def _hold_from(self, since_ns: int) -> None:
-        """Begin anew with all that is held: it is charged up to then."""
-        sweeps = self._sweeps
-        self._held = {
-            number: _Held(held.slot, since_ns, sweeps, held.comment) for number, held in self._held.items()
-        }
-
-    def _charge_all(self, until_ns: int) -> None:
+    def _charge_all(self, until_ns: int, since_ns: int) -> None:
+        """Charge all that is held up to a time, and hold it from another on."""
         for number, held in self._held.items():
             self._charge(number, held, until_ns)
+            held.since_ns, held.since_sweep = since_ns, self._sweeps
 
     def _charge(self, number: int, held: _Held, until_ns: int) -> None:
         spent_ns = until_ns - held.since_ns
@@ -244,18 +237,13 @@ class SessionTime:
         for (_, _, _, _, role, slot_ns, _), one in self._sums.items():
             if not one.described.has_request:
                 unattributed[role, slot_ns] += one.looks
-        for (_, wait, active, pid, role, slot_ns, held_by), one in self._sums.items():
+        stacks: dict[tuple[int, Wait, bool, str], Stack] = {}
+        for (which, wait, active, pid, role, slot_ns, held_by), one in self._sums.items():
             described = one.described
-            frames = [self._root]
-            if not active:
-                frames.append(_IDLE_ROOT)
-            if described.frame is not None:
-                frames.append(described.frame)
-            if described.inherited:
-                frames.append(INHERITED)
-            frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
-            if held_by:
-                frames.append(Frame(held_by, kind="root"))
+            stack = stacks.get((which, wait, active, held_by))
+            if stack is None:
+                stack = self._stack(described, wait, active, held_by)
+                stacks[which, wait, active, held_by] = stack
             attributes = Attributes(
                 slot_ns,
                 described.endpoint,
@@ -267,8 +255,21 @@ class SessionTime:
             )
             lost = unattributed.pop((role, slot_ns), 0)
             losses = Losses(unattributed=lost) if lost else None
-            self._windows.add(BLOCK, role, tuple(frames), attributes, (one.looks, one.spent_ns), losses)
+            self._windows.add(BLOCK, role, stack, attributes, (one.looks, one.spent_ns), losses)
         self._sums.clear()
+
+    def _stack(self, described: Described, wait: Wait, active: bool, held_by: str) -> Stack:
+        frames = [self._root]
+        if not active:
+            frames.append(_IDLE_ROOT)
+        if described.frame is not None:
+            frames.append(described.frame)
+        if described.inherited:
+            frames.append(INHERITED)
+        frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
+        if held_by:
+            frames.append(Frame(held_by, kind="root"))
+        return tuple(frames)
 
 
 def _same_statement(one: Slot, other: Slot) -> bool:
