@@ -38,7 +38,7 @@ def test_idle_slots_are_seldom_looked_at() -> None:
     assert set(server.looked) == {_SLOTS, 200 + 64 + 160}
     # One more than were known of is within what is looked at, and moves the border.
     head = server.write(200, 2, 77)
-    assert server.arrays.tick() == ([], [(200, head)])
+    assert server.arrays.tick() == ((), [(200, head)])
     server.arrays.tick()
     assert server.looked[-1] == 201 + 64 + 160
     # When the last ones end, it moves back with the next look at all.
@@ -75,10 +75,10 @@ def test_only_what_changed_is_found() -> None:
     first = dict(server.arrays.tick()[1])
     assert first == {slot: server.heads[slot] for slot in (*range(200), _SLOTS - 1)}
     heads = [(slot, server.write(slot, 4, 100 + slot)) for slot in (0, 63, 64, 199, _SLOTS - 1)]
-    assert server.arrays.tick() == ([], heads)
-    assert server.arrays.tick() == ([], [])
+    assert server.arrays.tick() == ((), heads)
+    assert server.arrays.tick() == ((), ())
     server.arrays.heads.held[64] = 0
-    assert server.arrays.tick() == ([], [heads[2]])
+    assert server.arrays.tick() == ((), [heads[2]])
 
 
 def test_waits_of_those_that_are_watched() -> None:
@@ -89,7 +89,7 @@ def test_waits_of_those_that_are_watched() -> None:
     server.arrays.tick()
     server.waits[9], server.waits[300], server.waits[200] = 7, 8, 9
     assert server.arrays.tick()[0] == [(9, 7), (300, 8)]
-    assert server.arrays.tick()[0] == []
+    assert server.arrays.tick()[0] == ()
     server.arrays.watch([200, 300])
     assert server.arrays.tick()[0] == [(200, 9)]
     # What a look at the slot showed meanwhile is what it is compared with.

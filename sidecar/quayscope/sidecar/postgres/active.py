@@ -40,7 +40,8 @@ class ActiveSessions:
         self._spent: Counter[str] = Counter()
         self._ran: set[int] = set()
         self._clocks: dict[int, tuple[int, int]] = {}
-        self._second_ns = 0
+        self.second = 0
+        """The second of Unix time that the last report was in: another one is due when it has ended."""
         self._since_ns = 0
         self._shown: set[tuple[str, str]] = set()
         self._opened = 0
@@ -65,16 +66,12 @@ class ActiveSessions:
         """Forget a process."""
         self._clocks.pop(pid, None)
 
-    def due(self, now_ns: int) -> bool:
-        """Whether a second of Unix time has ended since the last report."""
-        return now_ns // SECOND_NS != self._second_ns
-
     def report(self, now_ns: int, connections: Iterable[tuple[str, str]]) -> None:
         """Emit the time since the last report; `connections` are the state and application of each."""
         elapsed_ns = now_ns - self._since_ns
         # After a gap (or at first) nobody saw the time before.
         first = elapsed_ns > 2 * SECOND_NS
-        self._second_ns, self._since_ns = now_ns // SECOND_NS, now_ns
+        self.second, self._since_ns = now_ns // SECOND_NS, now_ns
         self._add_clocks()
         spent, self._spent, self._ran = self._spent, Counter(), set()
         if first or elapsed_ns <= 0:
@@ -135,7 +132,7 @@ class PolledSessions:
         for backend_pid in self._known.keys() - clients.keys():
             self._active.closed(self._known[backend_pid])
         self._known = clients
-        if self._active.due(poll.time_ns):
+        if poll.time_ns // SECOND_NS != self._active.second:
             self._active.report(
                 poll.time_ns,
                 [(one.state, one.application) for one in poll.backends if one.kind == CLIENT_BACKEND],

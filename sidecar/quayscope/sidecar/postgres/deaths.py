@@ -18,7 +18,8 @@ class Deaths:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._poll = self._epoll.poll
+        self.poll = self._epoll.poll
+        """epoll_wait(2) itself, with a timeout and a limit: says something where `take` does."""
         self._number_of: dict[int, int] = {}
         self._descriptor_of: dict[int, int] = {}
 
@@ -40,11 +41,9 @@ class Deaths:
 
     def take(self) -> list[int]:
         """Return the slots whose processes ended since they were watched."""
-        if not self._poll(0, 1):
-            return []
         return [
             number
-            for descriptor, _ in self._poll(0, _MAX_WATCHED)
+            for descriptor, _ in self.poll(0, _MAX_WATCHED)
             if (number := self._number_of.get(descriptor)) is not None
         ]
 

@@ -306,6 +306,7 @@ class Sessions:
         self._names = names or OidNames()
         self._active = ActiveSessions(emit, SOURCE)
         self._time = SessionTime(windows, service, self._active, texts, held_by)
+        self._ending = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
         self._past: Counter[str] = Counter()
@@ -340,6 +341,7 @@ class Sessions:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop sweeping; what was seen is charged."""
+        self._ending = True
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -385,10 +387,10 @@ class Sessions:
         self.cpu_ns = time.thread_time_ns()
         due_ns = time.monotonic_ns()
         try:
-            while not self._stop.is_set():
+            while not self._ending:
                 slots = reader.sweep()
                 now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
-                if self._active.due(unix_ns):
+                if unix_ns // SECOND_NS != self._active.second:
                     self._time.report(slots, unix_ns)
                 self._time.seen(reader, now_ns, unix_ns)
                 self.sweeps += 1

@@ -124,8 +124,9 @@ class SharedReader:
             if heads or waits:
                 self._take(heads, waits)
             # After the slots: who ends as he should clears his before.
-            for number in self._deaths.take():
-                self._die(number)
+            if self._deaths.poll(0, 1):
+                for number in self._deaths.take():
+                    self._die(number)
             if self._sought:
                 self._sought.clear()
         except OSError as error:
