@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.enums import MAJORS, NO_WAIT, names_of
 from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, ENTRY_SIZES, EPOCH_US, Layout
 from quayscope.sidecar.postgres.oids import OidNames
-from quayscope.sidecar.postgres.program import Unreadable, program_of, regions
+from quayscope.sidecar.postgres.program import Unreadable, is_mapped, program_of, regions
 from quayscope.sidecar.postgres.routes import Look
 from quayscope.sidecar.postgres.slots import Decoder, Slot
 from quayscope.sidecar.targets import Postmaster
@@ -170,6 +171,27 @@ def test_mappings_of_a_process() -> None:
     assert all(one.start < one.end for one in mine)
     with pytest.raises(OSError, match="No such"):
         regions(2**22 + 1)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_one_mapping_of_a_process(shown: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A mapping is known by its addresses and its file, with and without leave to look behind it."""
+    if not shown:
+
+        def refused(path: Path) -> None:
+            raise PermissionError(path)
+
+        monkeypatch.setattr(Path, "stat", refused)
+    path = tmp_path / "mapped"
+    path.write_bytes(bytes(2 * mmap.PAGESIZE))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        (one,) = (one for one in regions(os.getpid()) if one.path == str(path))
+        assert is_mapped(os.getpid(), one.start, one.end, one.inode)
+        assert not is_mapped(os.getpid(), one.start, one.end, one.inode + 1)
+        assert not is_mapped(os.getpid(), one.start, one.end - mmap.PAGESIZE, one.inode)
+    assert not is_mapped(os.getpid(), one.start, one.end, one.inode)
+    with pytest.raises(OSError, match="No such"):
+        is_mapped(2**22 + 1, one.start, one.end, one.inode)
 
 
 @pytest.mark.parametrize("version", ["12", "19", "fifteen", ""])

@@ -39,6 +39,10 @@ class Deaths:
         self._epoll.register(descriptor, select.EPOLLIN)
         return True
 
+    def watches(self, number: int) -> bool:
+        """Whether a slot's process is watched."""
+        return number in self._descriptor_of
+
     def take(self) -> list[int]:
         """Return the slots whose processes ended since they were watched."""
         return [

@@ -21,7 +21,7 @@ from quayscope.sidecar.postgres.deaths import Deaths
 from quayscope.sidecar.postgres.enums import names_of
 from quayscope.sidecar.postgres.layout import BACKEND_TYPE, Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
-from quayscope.sidecar.postgres.program import Unreadable, regions
+from quayscope.sidecar.postgres.program import Unreadable, is_mapped
 from quayscope.sidecar.postgres.routes import Look, MappedMemory, ReadMemory, SharedMemory
 from quayscope.sidecar.postgres.slots import (
     BACKGROUND_WORKER,
@@ -40,6 +40,8 @@ SHARED_MEMORY = "postgres_shared_memory"
 _ATTEMPTS = 3
 _CHECK_S = 1.0
 _SEEK_AGAIN_S = 0.01
+_POSTMASTER = -1
+"""Its number among those whose deaths are told: no slot's."""
 _SUSPICIOUS_S = 10.0
 """How long after a sign of trouble each sweep makes sure that the memory is still the server's."""
 _MAP_REMEDY = "the capability CHECKPOINT_RESTORE in the container's securityContext (its process as uid 0)"
@@ -95,7 +97,9 @@ class SharedReader:
         self._applications: dict[int, bytes] = {}
         self._number_of_proc: dict[int, int] = {}
         self._watched = True
+        self._unseen: set[int] = set()
         self._deaths = Deaths()
+        self._deaths.watch(_POSTMASTER, server.pid)
         self._check_at = time.monotonic() + _CHECK_S
         self._suspicious_until = 0.0
 
@@ -126,6 +130,8 @@ class SharedReader:
             # After the slots: who ends as he should clears his before.
             if self._deaths.poll(0, 1):
                 for number in self._deaths.take():
+                    if number == _POSTMASTER:
+                        raise MemoryGone(f"postmaster {self.server.pid} has ended")
                     self._die(number)
             if self._sought:
                 self._sought.clear()
@@ -208,13 +214,12 @@ class SharedReader:
     def _check(self, now: float) -> None:
         """Notice that the server restarted, or made its memory anew after a crash."""
         self._check_at = now if now < self._suspicious_until else now + _CHECK_S
-        if not self.server.alive():
+        if not self._deaths.watches(_POSTMASTER) and not self.server.alive():
             raise MemoryGone(f"postmaster {self.server.pid} has ended")
-        held = (*self.layout.segment, self.layout.inode)
-        if not any((one.start, one.end, one.inode) == held for one in regions(self.server.pid)):
+        if not is_mapped(self.server.pid, *self.layout.segment, self.layout.inode):
             raise MemoryGone(f"postmaster {self.server.pid} has made its shared memory anew")
         # A process in a pid namespace of its own may not have been listed yet when its slot was first seen.
-        self._forget([number for number, slot in self._slots.items() if not slot.session.pid])
+        self._forget(self._unseen)
         if self._names.version != self._as_of:
             self._as_of = self._names.version
             self._applications.clear()
@@ -359,7 +364,11 @@ class SharedReader:
             self._number_of[new.session.server_pid] = number
             if new.session.pid:
                 self._places[new.session.pid] = (number, new.session.server_pid)
+                self._unseen.discard(number)
+            else:
+                self._unseen.add(number)
         else:
+            self._unseen.discard(number)
             self._slots.pop(number, None)
             if self._procs.pop(number, None) is not None:
                 self._watched = False
