@@ -178,10 +178,10 @@ def test_one_mapping_of_a_process(shown: bool, monkeypatch: pytest.MonkeyPatch, 
     """A mapping is known by its addresses and its file, with and without leave to look behind it."""
     if not shown:
 
-        def refused(path: Path) -> None:
+        def refused(path: str) -> None:
             raise PermissionError(path)
 
-        monkeypatch.setattr(Path, "stat", refused)
+        monkeypatch.setattr("quayscope.sidecar.postgres.program.os.stat", refused)
     path = tmp_path / "mapped"
     path.write_bytes(bytes(2 * mmap.PAGESIZE))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):

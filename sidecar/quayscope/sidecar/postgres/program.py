@@ -77,7 +77,8 @@ def is_mapped(pid: int, start: int, end: int, inode: int) -> bool:
     150 where the file behind a mapping is not shown (proc_pid_map_files(5)).
     """
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/map_files/{start:x}-{end:x}").stat().st_ino == inode
+        path = f"/proc/{pid}/map_files/{start:x}-{end:x}"
+        return os.stat(path).st_ino == inode  # noqa: PTH116 - a Path takes longer than the call
     with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
         text = b"\n" + file.readall()
     at = text.find(f"\n{start:08x}-{end:08x} ".encode())
