@@ -97,6 +97,9 @@ def sweeps(given: Given) -> Figures:
     """Sweeps of all backends at 99 Hz, by both routes, their waking included: medians of three rounds."""
     figures: Figures = {}
     with given.start("max_connections=600") as server:
+        share = _median(given, "wake", server.pid)
+        figures["core_share_waking"] = share
+        given.say(f"waking alone: {share:.2%} of a core")
         for size in SIZES:
             with sleeping(server, size):
                 figures.update(_swept(given, server, str(size)))
@@ -110,13 +113,16 @@ def sweeps(given: Given) -> Figures:
 def _swept(given: Given, server: Server, what: str) -> dict[str, float]:
     found = {}
     for name, route in ROUTES.items():
-        share = statistics.median(
-            measured("sweep", server.pid, given.seconds / _ROUNDS, "--route", route)["core_share"]
-            for _ in range(_ROUNDS)
-        )
+        share = _median(given, "sweep", server.pid, "--route", route)
         found[f"core_share_{what}_{name}"] = share
         given.say(f"{what} backends, {name}: {share:.2%} of a core")
     return found
+
+
+def _median(given: Given, part: str, pid: int, *options: str) -> float:
+    rounds = (measured(part, pid, given.seconds / _ROUNDS, *options) for _ in range(_ROUNDS))
+    share: float = statistics.median(figures["core_share"] for figures in rounds)
+    return share
 
 
 def polls(given: Given) -> Figures:

@@ -15,6 +15,7 @@ _AT_LEAST = {
     "proven_share_slow": 0.95,
 }
 _LINES = (
+    ("waking 99 times a second and doing nothing: of a core", "core_share_waking", PERCENT),
     *(
         (f"**{size} backends**, 99 Hz, {how}: of a core", f"core_share_{size}_{key}", PERCENT)
         for size in (16, 64, 200, 500)

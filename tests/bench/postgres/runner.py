@@ -1,8 +1,8 @@
 """What reads a server, in a process of its own, and its cost: `python -m bench.postgres.runner PART PID`.
 
-`sweep` sweeps all backends 99 times a second by one route, `join` samples with the join and sweeps, `poll`
-polls `pg_stat_activity`. Each goes on for so many seconds, or until standard input ends, and writes its
-figures as one line of JSON.
+`sweep` sweeps all backends 99 times a second by one route, `wake` wakes as often and does nothing, `join`
+samples with the join and sweeps, `poll` polls `pg_stat_activity`. Each goes on for so many seconds, or until
+standard input ends, and writes its figures as one line of JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GC_THRESHOLDS = (20_000, 20, 20)
 def main() -> int:
     """Run one part, and print its figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.postgres.runner")
-    parser.add_argument("part", choices=("sweep", "join", "poll"))
+    parser.add_argument("part", choices=("sweep", "wake", "join", "poll"))
     parser.add_argument("pid", type=int)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--route", choices=tuple(ROUTES), default="mapped")
@@ -62,7 +62,7 @@ def main() -> int:
             found = stack.enter_context(
                 joining(server, HZ, given.route, (lambda: refused) if given.normal else None)
             )
-        else:
+        elif given.part == "poll":
             activity = Activity(given.dsn, Capabilities(), [])
             activity.start()
             activity.wait_tried(10.0)
@@ -72,6 +72,7 @@ def main() -> int:
         while (now := time.monotonic()) < began + given.seconds and not closed.is_set():
             if given.part == "sweep":
                 reader.sweep()
+            if given.part in ("sweep", "wake"):
                 due = max(due + 1 / HZ, now)
                 time.sleep(max(0.0, due - time.monotonic()))
             else:

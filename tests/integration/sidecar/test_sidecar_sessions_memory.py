@@ -60,7 +60,7 @@ def test_agrees_with_the_view(server: Any, route: str, full: bool) -> None:
     with Busy(server, 12), server.connect() as connection, reader_of(server, route, names) as reader:
         reader.sweep()
         names.learn(connection)
-        reader._checked_at = 0  # names are taken up with the next check
+        reader._check_at = 0  # names are taken up with the next check
         stable = seen = 0
         wrong: Counter[Any] = Counter()
         deadline = time.monotonic() + (120 if full else 15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
@@ -14,8 +15,8 @@ from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.enums import MAJORS, NO_WAIT, names_of
 from quayscope.sidecar.postgres.layout import CLIENT_ADDRESS, ENTRY_SIZES, EPOCH_US, Layout
 from quayscope.sidecar.postgres.oids import OidNames
-from quayscope.sidecar.postgres.program import Unreadable, program_of, regions
-from quayscope.sidecar.postgres.routes import Look, _InUse
+from quayscope.sidecar.postgres.program import Unreadable, is_mapped, program_of, regions
+from quayscope.sidecar.postgres.routes import Look
 from quayscope.sidecar.postgres.slots import Decoder, Slot
 from quayscope.sidecar.targets import Postmaster
 
@@ -163,24 +164,6 @@ def test_what_was_written_meanwhile() -> None:
     assert not quiet._replace(counter=moved).steady()
 
 
-def test_idle_slots_are_seldom_looked_at() -> None:
-    """Of 2,000 slots with 200 in use the front and the end are looked at each tick, all each tenth."""
-    in_use = _InUse(2028)
-    heads = b"".join(struct.pack("<iI", 2, 100 + slot if slot < 200 else 0) for slot in range(2028))
-    sizes = []
-    for _ in range(30):
-        stretches = in_use.stretches()
-        in_use.found(heads, stretches)
-        sizes.append(sum(last - first for first, last in stretches))
-    assert sizes[0] == 2028
-    assert sizes.count(2028) == 4
-    assert set(sizes) == {2028, 200 + 64 + 160}
-    # One more than were known of is within what is looked at, and moves the border.
-    more = heads[: 200 * 8] + struct.pack("<iI", 2, 77) + heads[201 * 8 :]
-    in_use.found(more, in_use.stretches())
-    assert in_use.stretches()[0][1] == 201 + 64
-
-
 def test_mappings_of_a_process() -> None:
     """A process's mappings are read with permissions, inode and path; the gone have none."""
     mine = regions(os.getpid())
@@ -188,6 +171,27 @@ def test_mappings_of_a_process() -> None:
     assert all(one.start < one.end for one in mine)
     with pytest.raises(OSError, match="No such"):
         regions(2**22 + 1)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_one_mapping_of_a_process(shown: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A mapping is known by its addresses and its file, with and without leave to look behind it."""
+    if not shown:
+
+        def refused(path: str) -> None:
+            raise PermissionError(path)
+
+        monkeypatch.setattr("quayscope.sidecar.postgres.program.os.stat", refused)
+    path = tmp_path / "mapped"
+    path.write_bytes(bytes(2 * mmap.PAGESIZE))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        (one,) = (one for one in regions(os.getpid()) if one.path == str(path))
+        assert is_mapped(os.getpid(), one.start, one.end, one.inode)
+        assert not is_mapped(os.getpid(), one.start, one.end, one.inode + 1)
+        assert not is_mapped(os.getpid(), one.start, one.end - mmap.PAGESIZE, one.inode)
+    assert not is_mapped(os.getpid(), one.start, one.end, one.inode)
+    with pytest.raises(OSError, match="No such"):
+        is_mapped(2**22 + 1, one.start, one.end, one.inode)
 
 
 @pytest.mark.parametrize("version", ["12", "19", "fifteen", ""])

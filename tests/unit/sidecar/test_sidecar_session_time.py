@@ -63,7 +63,7 @@ class Run:
             changes.append((number, old, new))
         reader: Any = SimpleNamespace(changes=changes)
         now_ns, unix_ns = _START + at_ns, _UNIX + at_ns
-        if self.active.due(unix_ns):
+        if unix_ns // SECOND_NS != self.active.second:
             self.time.report(list(self.slots.values()), unix_ns)
         self.time.seen(reader, now_ns, unix_ns)
 

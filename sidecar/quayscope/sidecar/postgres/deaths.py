@@ -18,6 +18,8 @@ class Deaths:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self.poll = self._epoll.poll
+        """epoll_wait(2) itself, with a timeout and a limit: says something where `take` does."""
         self._number_of: dict[int, int] = {}
         self._descriptor_of: dict[int, int] = {}
 
@@ -37,13 +39,15 @@ class Deaths:
         self._epoll.register(descriptor, select.EPOLLIN)
         return True
 
+    def watches(self, number: int) -> bool:
+        """Whether a slot's process is watched."""
+        return number in self._descriptor_of
+
     def take(self) -> list[int]:
         """Return the slots whose processes ended since they were watched."""
-        if not self._number_of:
-            return []
         return [
             number
-            for descriptor, _ in self._epoll.poll(0, len(self._number_of))
+            for descriptor, _ in self.poll(0, _MAX_WATCHED)
             if (number := self._number_of.get(descriptor)) is not None
         ]
 

@@ -16,7 +16,6 @@ __all__ = [
     "APPLICATION_POINTER",
     "APPLICATION_SIZE",
     "CLIENT_ADDRESS",
-    "COUNTER_AND_PID",
     "ENTRIES_BEYOND",
     "ENTRY_HEAD",
     "ENTRY_SIZES",
@@ -41,7 +40,6 @@ CLIENT_ADDRESS = 56
 ENTRY_SIZES = {13: 424, 14: 432, 15: 432, 16: 432, 17: 432, 18: 440}
 ENTRIES_BEYOND = {13: 7, 14: 8, 15: 6, 16: 6, 17: 6, 18: 38}
 """Entries beyond MaxBackends: NUM_AUXPROCTYPES, from 17 on NUM_AUXILIARY_PROCS."""
-COUNTER_AND_PID = struct.Struct("<iI")
 APPLICATION_SIZE = 64
 """NAMEDATALEN."""
 
@@ -57,6 +55,8 @@ MAX_TEXT = 16_384
 """Longest text that is read of an entry; `track_activity_query_size` may be 1 MiB."""
 EPOCH_US = 946_684_800_000_000
 """Microseconds from 1970 to 2000, where Postgres's time begins."""
+
+_APART_SINCE_17 = 160
 
 
 class Entry(NamedTuple):
@@ -109,6 +109,15 @@ class Layout:
     def text_size(self) -> int:
         """How much of an activity's text is read, its terminating zero included."""
         return min(self.activity_size, MAX_TEXT)
+
+    @property
+    def apart(self) -> int:
+        """How many slots at the end are not given out from the front, first the lowest that is free.
+
+        Up to 16 those of auxiliary processes (sinvaladt.c, SInvalBackendInit); from 17 on autovacuum, workers
+        and WAL senders have theirs there too, 22 to 32 where the settings are the usual ones.
+        """
+        return ENTRIES_BEYOND[self.major] if self.major <= 16 else _APART_SINCE_17
 
     @property
     def entry(self) -> struct.Struct:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from functools import lru_cache
@@ -14,7 +15,7 @@ from quayscope.sidecar.native.maps import read_maps
 from quayscope.sidecar.postgres.enums import MAJORS
 from quayscope.sidecar.targets import Postmaster
 
-__all__ = ["Program", "Region", "Unreadable", "program_of", "regions"]
+__all__ = ["Program", "Region", "Unreadable", "is_mapped", "program_of", "regions"]
 
 _LINE = re.compile(
     rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) (....) [0-9a-f]{1,16} [0-9a-f]+:[0-9a-f]+ ([0-9]+) *([^\n]*)$",
@@ -67,6 +68,21 @@ def regions(pid: int) -> list[Region]:
         Region(int(start, 16), int(end, 16), permissions.decode(), int(inode), os.fsdecode(path))
         for start, end, permissions, inode, path in _LINE.findall(text)
     ]
+
+
+def is_mapped(pid: int, start: int, end: int, inode: int) -> bool:
+    """Return whether a process has exactly this mapping of this file; raises OSError.
+
+    It is asked each second: all mappings with what they are would take milliseconds then, this 20 us, or
+    150 where the file behind a mapping is not shown (proc_pid_map_files(5)).
+    """
+    with contextlib.suppress(OSError):
+        path = f"/proc/{pid}/map_files/{start:x}-{end:x}"
+        return os.stat(path).st_ino == inode  # noqa: PTH116 - a Path takes longer than the call
+    with open(f"/proc/{pid}/maps", "rb", buffering=0) as file:
+        text = b"\n" + file.readall()
+    at = text.find(f"\n{start:08x}-{end:08x} ".encode())
+    return at >= 0 and int(text[at + 1 :].split(maxsplit=5)[4]) == inode
 
 
 @lru_cache(maxsize=8)

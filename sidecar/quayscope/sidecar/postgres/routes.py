@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from operator import itemgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+from quayscope.sidecar.postgres.columns import Arrays, Slots
 from quayscope.sidecar.postgres.layout import APPLICATION_SIZE, ENTRY_HEAD, TIMES_SIZE, Layout
 from quayscope.sidecar.postgres.memory import IoVec, held_readv, process_vm_readv, read_memory
 from quayscope.sidecar.targets import Postmaster
@@ -26,8 +27,6 @@ __all__ = ["Copy", "Look", "MappedMemory", "Parts", "ReadMemory", "SharedMemory"
 _WORD = 4
 _HEAD = 8
 _VECTOR = 16
-_NEAR = 8
-"""PGPROCs that are copied along rather than left out, of some 900 bytes each."""
 _SHORT = 8
 """Bytes of an activity's text whose `rest` is read: what ends a transaction is no longer."""
 _MAX_LOOK = 4 << 20
@@ -80,12 +79,13 @@ class Look(NamedTuple):
 
 
 class SharedMemory(Protocol):
-    """A server's arrays. Every method raises OSError when they are gone."""
+    """A server's arrays. Every method, and each tick of `arrays`, raises OSError when they are gone.
+
+    `arrays` are the counter and pid of every slot, and the `wait_event_info` of every PGPROC.
+    """
 
     route: str
-
-    def tick(self, procs: Sequence[int]) -> tuple[tuple[int, ...], bytes]:
-        """Return the `wait_event_info` of those PGPROCs, then the counter and pid of every slot."""
+    arrays: Arrays
 
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """Read slots whole, each with its PGPROC: pairs of both indices."""
@@ -104,43 +104,6 @@ class SharedMemory(Protocol):
 
     def close(self) -> None:
         """Let go of the memory."""
-
-
-class _InUse:
-    """Which slots are looked at each tick.
-
-    A server gives its slots to connections from the front, or in turn: those up to the highest in use and
-    some beyond, and those at the end (autovacuum, workers, auxiliary processes) are looked at each tick; the
-    idle rest between them each tenth. Where a server has few slots, all are.
-    """
-
-    _RESCAN = 10
-    _BEYOND = 64
-    _TAIL = 160
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._tail = max(0, slots - self._TAIL)
-        self._high = slots
-        self._ticks = 0
-
-    def stretches(self) -> list[tuple[int, int]]:
-        """Return the slots of this tick, first to last."""
-        self._ticks += 1
-        front = self._high + self._BEYOND
-        if self._ticks % self._RESCAN == 0 or front >= self._tail:
-            return [(0, self._slots)]
-        return [(0, front), (self._tail, self._slots)]
-
-    def found(self, heads: bytes, stretches: list[tuple[int, int]]) -> None:
-        """Take in what the tick found."""
-        end = min(stretches[0][1], self._tail)
-        whole = len(stretches) == 1
-        first = 0 if whole else self._high
-        pids = memoryview(heads[first * _HEAD : end * _HEAD]).cast("I")[1::2]
-        if whole or any(pids):
-            used = max((first + index + 1 for index, pid in enumerate(pids) if pid), default=0)
-            self._high = used if whole else max(self._high, used)
 
 
 class MappedMemory:
@@ -168,8 +131,6 @@ class MappedMemory:
         self._applications = layout.applications - start
         self._activities = layout.activities - start
         self._view = view
-        self._in_use = _InUse(layout.slots)
-        self._seen = bytearray(layout.slots * _HEAD)
         self._heads = self._strided(self._pairs, self._entries, layout.entry_size, layout.slots, _HEAD)
         self._waits = self._strided(
             self._words, self._procs + layout.proc_wait, layout.proc_size, layout.proc_count, _WORD
@@ -177,21 +138,11 @@ class MappedMemory:
         self._pids = self._strided(
             self._words, self._procs + layout.proc_pid, layout.proc_size, layout.proc_count, _WORD
         )
+        self.arrays = Arrays(self._heads, self._waits, layout.apart)
 
     @staticmethod
     def _strided(view: memoryview[int], offset: int, step: int, count: int, width: int) -> memoryview[int]:
         return view[offset // width : (offset + (count - 1) * step) // width + 1 : step // width]
-
-    def tick(self, procs: Sequence[int]) -> tuple[tuple[int, ...], bytes]:
-        """See `SharedMemory`."""
-        # Waits first: one whose entry has not changed afterwards belongs to what the entry shows.
-        waits = _picked(self._waits, procs)
-        stretches = self._in_use.stretches()
-        for first, last in stretches:
-            self._seen[first * _HEAD : last * _HEAD] = self._heads[first:last].tobytes()
-        heads = bytes(self._seen)
-        self._in_use.found(heads, stretches)
-        return waits, heads
 
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """See `SharedMemory`."""
@@ -251,16 +202,19 @@ class MappedMemory:
 
     def close(self) -> None:
         """See `SharedMemory`."""
-        for view in (self._heads, self._waits, self._pids, self._words, self._pairs, self._view):
+        self.arrays.close()
+        for view in (self._pids, self._words, self._pairs, self._view):
             view.release()
         self._map.close()
 
 
-class ReadMemory:
-    """The same arrays, copied from the postmaster by process_vm_readv(2).
+_Copy: TypeAlias = "tuple[int, int, int, int, array[int]]"
+"""One call: addresses of the vectors into which and out of which, their count, the bytes of all, and the
+memory that the vectors lie in."""
 
-    A tick is one call for all waits, and one for each stretch of slots.
-    """
+
+class ReadMemory:
+    """The same arrays, copied from the postmaster by process_vm_readv(2): a tick is one call for all."""
 
     route = "read by process_vm_readv"
 
@@ -269,55 +223,63 @@ class ReadMemory:
         self._reached = ctypes.c_int(server.pid)
         self._layout = layout
         self._size = layout.slots * layout.entry_size
-        self._arrays = ctypes.create_string_buffer(self._size)
-        heads = memoryview(self._arrays).cast("B").cast("Q")
-        self._heads = heads[:: layout.entry_size // _HEAD]
-        self._procs: Sequence[int] | None = None
-        self._waits = ctypes.create_string_buffer(_WORD)
-        self._words = memoryview(self._waits).cast("B").cast("I")
-        self._positions: tuple[int, ...] = ()
-        self._runs: list[tuple[int, int]] = []
-        self._in_use = _InUse(layout.slots)
-        self._take([(layout.entries, self._size)], ctypes.addressof(self._arrays))
+        # Mapped, as what is never copied then takes no memory.
+        self._held = [
+            mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            for size in (self._size, layout.proc_count * layout.proc_size)
+        ]
+        self._entries, self._procs = (ctypes.addressof(ctypes.c_char.from_buffer(one)) for one in self._held)
+        entries, procs = (memoryview(one) for one in self._held)
+        self.arrays = Arrays(
+            entries.cast("Q")[:: layout.entry_size // _HEAD],
+            procs.cast("I")[layout.proc_wait // _WORD :: layout.proc_size // _WORD],
+            layout.apart,
+            self._renew,
+        )
+        self._copies: dict[tuple[tuple[int, int], ...], list[_Copy]] = {}
+        self._runs = self.arrays.runs
+        self._take([(layout.entries, self._size)], self._entries)
 
-    def tick(self, procs: Sequence[int]) -> tuple[tuple[int, ...], bytes]:
-        """See `SharedMemory`."""
-        if procs is not self._procs:
-            self._prepare(procs)
-        # Waits first: one whose entry has not changed afterwards belongs to what the entry shows.
-        waits = ctypes.addressof(self._waits)
-        for at in range(0, len(self._runs), _MAX_VECTORS):
-            runs = self._runs[at : at + _MAX_VECTORS]
-            self._take(runs, waits)
-            waits += sum(size for _, size in runs)
-        stretches = self._in_use.stretches()
-        for first, last in stretches:
-            size = (last - first) * self._layout.entry_size
-            offset = first * self._layout.entry_size
-            self._take([(self._layout.entries + offset, size)], ctypes.addressof(self._arrays) + offset)
-        heads = self._heads.tobytes()
-        self._in_use.found(heads, stretches)
-        return _picked(self._words, self._positions), heads
+    def _renew(self, slots: Slots) -> None:
+        """Copy what a tick looks at, its waits first."""
+        if self.arrays.runs is not self._runs:
+            self._runs = self.arrays.runs
+            self._copies.clear()
+        copies = self._copies.get(slots.stretches)
+        if copies is None:
+            if len(self._copies) > 1:
+                self._copies.clear()
+            copies = self._copies[slots.stretches] = self._prepared(slots.stretches)
+        for into, out_of, count, size, _ in copies:
+            taken = process_vm_readv(self._pid, into, count, out_of, count, 0)
+            if taken != size:
+                raise _cut_short(taken)
 
-    def _prepare(self, procs: Sequence[int]) -> None:
-        """Lay out what is read of PGPROCs: one stretch for those side by side, as each takes its time."""
-        size, base = self._layout.proc_size, self._layout.procs + self._layout.proc_wait
-        runs: list[list[int]] = []
-        for proc in sorted(set(procs)):
-            if runs and proc - runs[-1][1] <= _NEAR:
-                runs[-1][1] = proc
-            else:
-                runs.append([proc, proc])
-        self._procs = procs
-        self._runs = [(base + first * size, (last - first) * size + _WORD) for first, last in runs]
-        position: dict[int, int] = {}
-        at = 0
-        for (first, last), (_, length) in zip(runs, self._runs, strict=True):
-            position.update((proc, (at + (proc - first) * size) // _WORD) for proc in range(first, last + 1))
-            at += length
-        self._waits = ctypes.create_string_buffer(max(_WORD, at))
-        self._words = memoryview(self._waits).cast("B").cast("I")
-        self._positions = tuple(position[proc] for proc in procs)
+    def _prepared(self, slots: Sequence[tuple[int, int]]) -> list[_Copy]:
+        """Lay out what is copied: one stretch for those side by side, as each takes its time."""
+        layout = self._layout
+        size, wait = layout.proc_size, layout.proc_wait
+        pieces = [
+            (first * size + wait, (last - first - 1) * size + _WORD, self._procs, layout.procs)
+            for first, last in self._runs
+        ]
+        size = layout.entry_size
+        pieces += [
+            (first * size, (last - first) * size, self._entries, layout.entries) for first, last in slots
+        ]
+        copies = []
+        for at in range(0, len(pieces), _MAX_VECTORS):
+            some = pieces[at : at + _MAX_VECTORS]
+            # Pairs of address and length are what struct iovec is, too.
+            vectors = array("Q")
+            for offset, length, copied, _ in some:
+                vectors.extend((copied + offset, length))
+            for offset, length, _, original in some:
+                vectors.extend((original + offset, length))
+            into, count = vectors.buffer_info()[0], len(some)
+            total = sum(length for _, length, _, _ in some)
+            copies.append((into, into + count * _VECTOR, count, total, vectors))
+        return copies
 
     def look(self, wanted: Sequence[tuple[int, int]]) -> list[Look]:
         """See `SharedMemory`."""
@@ -411,6 +373,9 @@ class ReadMemory:
     def close(self) -> None:
         """See `SharedMemory`."""
         self._reached.value = 0  # no process: what copies slots finds nothing any more
+        self.arrays.close()
+        for one in self._held:
+            one.close()
 
     def _take(self, stretches: Sequence[tuple[int, int]], into: int) -> None:
         vectors = array("Q")
@@ -424,8 +389,7 @@ class ReadMemory:
         remote = vectors.buffer_info()[0] + first * _VECTOR
         taken = process_vm_readv(self._pid, ctypes.byref(local), 1, remote, count, 0)
         if taken != size:
-            number = ctypes.get_errno() if taken < 0 else errno.EFAULT
-            raise OSError(number, os.strerror(number))
+            raise _cut_short(taken)
 
 
 def cut_text(raw: bytes) -> tuple[bytes, bytes]:
@@ -434,11 +398,9 @@ def cut_text(raw: bytes) -> tuple[bytes, bytes]:
     return activity, behind.partition(b"\0")[0] if 0 < len(activity) <= _SHORT else b""
 
 
-def _picked(values: memoryview[int], indices: Sequence[int]) -> tuple[int, ...]:
-    if len(indices) < 2:
-        return tuple(values[index] for index in indices)
-    picked: tuple[int, ...] = itemgetter(*indices)(values)
-    return picked
+def _cut_short(taken: int) -> OSError:
+    number = ctypes.get_errno() if taken < 0 else errno.EFAULT
+    return OSError(number, os.strerror(number))
 
 
 def _slot_of(heads: bytes, server_pid: int) -> int | None:

@@ -13,11 +13,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from quayscope.profile import BLOCK, Attributes, Frame
+from quayscope.profile import BLOCK, Attributes, Frame, Stack
 from quayscope.profile.model import Losses
 from quayscope.sidecar.capabilities import Capabilities
 from quayscope.sidecar.measurements import Reading
@@ -48,7 +47,8 @@ _LEAST_REST = 3
 """The thread sleeps at least so many times the CPU that a sweep took: a quarter of a core is its most."""
 
 
-class _Held(NamedTuple):
+@dataclass(slots=True)
+class _Held:
     """A slot, since when it is to be charged (monotonic), and how many sweeps have seen it since.
 
     `comment` is that of another statement of its transaction, where it has none of its own.
@@ -107,16 +107,19 @@ class SessionTime:
 
     def seen(self, reader: SharedReader, now_ns: int, unix_ns: int) -> None:
         """Take in the last sweep of `reader`."""
-        before_ns = max(self._last_ns, now_ns - _LONGEST_INTERVAL_NS) if self._last_ns else now_ns
-        gap = bool(self._last_ns) and before_ns > self._last_ns
-        if gap:
-            self._charge_all(self._last_ns)
-            self._held = {
-                number: held._replace(since_ns=before_ns, since_sweep=self._sweeps)
-                for number, held in self._held.items()
-            }
+        before_ns = self._last_ns or now_ns
+        if now_ns - before_ns > _LONGEST_INTERVAL_NS:
+            self._charge_all(before_ns, now_ns - _LONGEST_INTERVAL_NS)
+            before_ns = now_ns - _LONGEST_INTERVAL_NS
         self._unix_offset_ns = unix_ns - now_ns
-        for number, old, new in reader.changes:
+        if reader.changes:
+            self._change(reader.changes, before_ns)
+        self._sweeps += 1
+        self._last_ns = now_ns
+
+    def _change(self, changes: Iterable[tuple[int, Slot | None, Slot | None]], before_ns: int) -> None:
+        """Charge what was held of slots up to a time, and hold what they show from then on."""
+        for number, old, new in changes:
             held = self._held.pop(number, None)
             if held is not None:
                 self._charge(number, held, before_ns)
@@ -136,16 +139,10 @@ class SessionTime:
                 self._whole.pop(number, None)
                 if runs and new.statement.truncated and self._texts is not None:
                     self._complete(number, new, self._texts)
-        self._sweeps += 1
-        self._last_ns = now_ns
 
-    def report(self, slots: list[Slot], unix_ns: int) -> None:
+    def report(self, slots: Collection[Slot], unix_ns: int) -> None:
         """End a second, before the sweep that begins the next is taken in: charge what is held, and emit."""
-        self._charge_all(self._last_ns)
-        self._held = {
-            number: held._replace(since_ns=self._last_ns, since_sweep=self._sweeps)
-            for number, held in self._held.items()
-        }
+        self._charge_all(self._last_ns, self._last_ns)
         self.lock_waiters = frozenset(
             held.slot.session.server_pid for held in self._held.values() if held.slot.wait.kind == _LOCK
         )
@@ -163,7 +160,7 @@ class SessionTime:
 
     def end(self) -> None:
         """Charge what was seen up to its last sweep, and hold nothing: the memory is gone."""
-        self._charge_all(self._last_ns)
+        self._charge_all(self._last_ns, self._last_ns)
         self._write()
         self._held.clear()
         self._whole.clear()
@@ -193,9 +190,11 @@ class SessionTime:
             if text is not None and text.startswith(slot.statement.text):
                 self._whole[number] = text[:LONGEST_DESCRIBED]
 
-    def _charge_all(self, until_ns: int) -> None:
+    def _charge_all(self, until_ns: int, since_ns: int) -> None:
+        """Charge all that is held up to a time, and hold it from another on."""
         for number, held in self._held.items():
             self._charge(number, held, until_ns)
+            held.since_ns, held.since_sweep = since_ns, self._sweeps
 
     def _charge(self, number: int, held: _Held, until_ns: int) -> None:
         spent_ns = until_ns - held.since_ns
@@ -238,18 +237,13 @@ class SessionTime:
         for (_, _, _, _, role, slot_ns, _), one in self._sums.items():
             if not one.described.has_request:
                 unattributed[role, slot_ns] += one.looks
-        for (_, wait, active, pid, role, slot_ns, held_by), one in self._sums.items():
+        stacks: dict[tuple[int, Wait, bool, str], Stack] = {}
+        for (which, wait, active, pid, role, slot_ns, held_by), one in self._sums.items():
             described = one.described
-            frames = [self._root]
-            if not active:
-                frames.append(_IDLE_ROOT)
-            if described.frame is not None:
-                frames.append(described.frame)
-            if described.inherited:
-                frames.append(INHERITED)
-            frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
-            if held_by:
-                frames.append(Frame(held_by, kind="root"))
+            stack = stacks.get((which, wait, active, held_by))
+            if stack is None:
+                stack = self._stack(described, wait, active, held_by)
+                stacks[which, wait, active, held_by] = stack
             attributes = Attributes(
                 slot_ns,
                 described.endpoint,
@@ -261,8 +255,21 @@ class SessionTime:
             )
             lost = unattributed.pop((role, slot_ns), 0)
             losses = Losses(unattributed=lost) if lost else None
-            self._windows.add(BLOCK, role, tuple(frames), attributes, (one.looks, one.spent_ns), losses)
+            self._windows.add(BLOCK, role, stack, attributes, (one.looks, one.spent_ns), losses)
         self._sums.clear()
+
+    def _stack(self, described: Described, wait: Wait, active: bool, held_by: str) -> Stack:
+        frames = [self._root]
+        if not active:
+            frames.append(_IDLE_ROOT)
+        if described.frame is not None:
+            frames.append(described.frame)
+        if described.inherited:
+            frames.append(INHERITED)
+        frames.append(Frame(f"{wait.kind}:{wait.event}", kind="wait"))
+        if held_by:
+            frames.append(Frame(held_by, kind="root"))
+        return tuple(frames)
 
 
 def _same_statement(one: Slot, other: Slot) -> bool:
@@ -299,6 +306,7 @@ class Sessions:
         self._names = names or OidNames()
         self._active = ActiveSessions(emit, SOURCE)
         self._time = SessionTime(windows, service, self._active, texts, held_by)
+        self._ending = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
         self._past: Counter[str] = Counter()
@@ -333,6 +341,7 @@ class Sessions:
 
     def close(self, timeout_s: float = 1.0) -> None:
         """Stop sweeping; what was seen is charged."""
+        self._ending = True
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
@@ -378,10 +387,10 @@ class Sessions:
         self.cpu_ns = time.thread_time_ns()
         due_ns = time.monotonic_ns()
         try:
-            while not self._stop.is_set():
+            while not self._ending:
                 slots = reader.sweep()
                 now_ns, unix_ns = time.monotonic_ns(), time.time_ns()
-                if self._active.due(unix_ns):
+                if unix_ns // SECOND_NS != self._active.second:
                     self._time.report(slots, unix_ns)
                 self._time.seen(reader, now_ns, unix_ns)
                 self.sweeps += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence, ValuesView
 from typing import NamedTuple
 
 from quayscope.sidecar.capabilities import Capabilities, Capability
@@ -18,9 +19,9 @@ from quayscope.sidecar.errors import SidecarError
 from quayscope.sidecar.postgres.calibrate import calibrate
 from quayscope.sidecar.postgres.deaths import Deaths
 from quayscope.sidecar.postgres.enums import names_of
-from quayscope.sidecar.postgres.layout import COUNTER_AND_PID, Entry, Layout
+from quayscope.sidecar.postgres.layout import Entry, Layout
 from quayscope.sidecar.postgres.oids import OidNames
-from quayscope.sidecar.postgres.program import Unreadable, regions
+from quayscope.sidecar.postgres.program import Unreadable, is_mapped
 from quayscope.sidecar.postgres.routes import (
     Copy,
     Look,
@@ -43,13 +44,14 @@ from quayscope.sidecar.targets import BackendPids, Postmaster
 __all__ = ["SHARED_MEMORY", "MemoryGone", "Peek", "SharedReader", "Torn", "open_reader"]
 
 SHARED_MEMORY = "postgres_shared_memory"
-_CHUNK = 64 * COUNTER_AND_PID.size
 _ATTEMPTS = 3
 _USUAL_TEXT = 448
 """Bytes of a text that a copy has at least: a comment, which stays behind a `COMMIT`, is shorter."""
 _TEXT_STEP = 128
 _CHECK_S = 1.0
 _SEEK_AGAIN_S = 0.01
+_POSTMASTER = -1
+"""Its number among those whose deaths are told: no slot's."""
 _SUSPICIOUS_S = 10.0
 """How long after a sign of trouble each sweep makes sure that the memory is still the server's."""
 _MAP_REMEDY = "the capability CHECKPOINT_RESTORE in the container's securityContext (its process as uid 0)"
@@ -95,19 +97,19 @@ class SharedReader:
         self._decoder = Decoder(layout, self._enums, self._names)
         self._as_of = self._names.version
         self._pids = BackendPids(server)
-        self._heads = bytes(layout.slots * COUNTER_AND_PID.size)
+        self._tick = memory.arrays.tick
         self._slots: dict[int, Slot] = {}
         self._procs: dict[int, int] = {}
         self._number_of: dict[int, int] = {}
         self._places: dict[int, tuple[int, int]] = {}
         self._sought: dict[int, tuple[tuple[int, int] | None, float]] = {}
         self._applications: dict[int, bytes] = {}
-        self._proc_of_pid: dict[int, int] = {}
-        self._watched: list[int] = []
-        self._watched_procs: tuple[int, ...] = ()
-        self._waits: tuple[int, ...] = ()
+        self._number_of_proc: dict[int, int] = {}
+        self._watched = True
+        self._unseen: set[int] = set()
         self._deaths = Deaths()
-        self._checked_at = time.monotonic()
+        self._deaths.watch(_POSTMASTER, server.pid)
+        self._check_at = time.monotonic() + _CHECK_S
         self._suspicious_until = 0.0
 
     @property
@@ -120,27 +122,31 @@ class SharedReader:
         self._memory.close()
         self._deaths.close()
 
-    def sweep(self) -> list[Slot]:
-        """Return every backend now.
+    def sweep(self) -> ValuesView[Slot]:
+        """Take in how every backend is now; returns them, which holds until the next sweep.
 
         Raises `MemoryGone` when the server, or its memory, is not the one that was opened.
         """
-        self.changes = []
+        if self.changes:
+            self.changes = []
         try:
-            self._check()
-            waits, heads = self._memory.tick(self._watched_procs)
-            pending = self._changed(heads)
-            self._take_waits(waits, pending)
-            if pending:
-                self._read(pending)
+            now = time.monotonic()
+            if now >= self._check_at:
+                self._check(now)
+            waits, heads = self._tick()
+            if heads or waits:
+                self._take(heads, waits)
             # After the slots: who ends as he should clears his before.
-            for number in self._deaths.take():
-                self._die(number)
+            if self._deaths.poll(0, 1):
+                for number in self._deaths.take():
+                    if number == _POSTMASTER:
+                        raise MemoryGone(f"postmaster {self.server.pid} has ended")
+                    self._die(number)
             if self._sought:
                 self._sought.clear()
         except OSError as error:
             raise MemoryGone(f"shared memory of postmaster {self.server.pid}: {error.strerror}") from error
-        return list(self._slots.values())
+        return self._slots.values()
 
     def peek(self, pid: int) -> Peek | None:
         """Read the slot of a process (by our pid) right now; None when it has none.
@@ -223,23 +229,23 @@ class SharedReader:
         entry = self._decoder.entry(number, seen)
         return self._slot(number, seen, proc) if entry is not None and _is_of(slot, entry) else None
 
-    def _check(self) -> None:
+    def _check(self, now: float) -> None:
         """Notice that the server restarted, or made its memory anew after a crash."""
-        now = time.monotonic()
-        if now - self._checked_at < _CHECK_S and now > self._suspicious_until:
-            return
-        self._checked_at = now
-        if not self.server.alive():
+        self._check_at = now if now < self._suspicious_until else now + _CHECK_S
+        if not self._deaths.watches(_POSTMASTER) and not self.server.alive():
             raise MemoryGone(f"postmaster {self.server.pid} has ended")
-        held = (*self.layout.segment, self.layout.inode)
-        if not any((one.start, one.end, one.inode) == held for one in regions(self.server.pid)):
+        if not is_mapped(self.server.pid, *self.layout.segment, self.layout.inode):
             raise MemoryGone(f"postmaster {self.server.pid} has made its shared memory anew")
         # A process in a pid namespace of its own may not have been listed yet when its slot was first seen.
-        self._forget([number for number, slot in self._slots.items() if not slot.session.pid])
+        self._forget(self._unseen)
         if self._names.version != self._as_of:
             self._as_of = self._names.version
             self._applications.clear()
-            self._heads = bytes(len(self._heads))
+            self._forget(self._slots)
+
+    def _suspect(self) -> None:
+        self._check_at = 0.0
+        self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
 
     def _die(self, number: int) -> None:
         """Take out a slot whose process ended without clearing it: it was killed, and the server recovers."""
@@ -248,48 +254,32 @@ class SharedReader:
             self._deaths.forget(number)
         else:
             self.counts["dead"] += 1
-            self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
+            self._suspect()
             self._put(number, old, None)
 
-    def _changed(self, heads: bytes) -> list[int]:
-        """Return the slots in use whose counter or pid moved; take out those that are free now."""
-        pending: list[int] = []
-        before = self._heads
-        if heads == before:
-            return pending
-        for at in range(0, len(heads), _CHUNK):
-            chunk, old = heads[at : at + _CHUNK], before[at : at + _CHUNK]
-            if chunk == old:
-                continue
-            first = at // COUNTER_AND_PID.size
-            now = COUNTER_AND_PID.iter_unpack(chunk)
-            for index, (pair, was) in enumerate(zip(now, COUNTER_AND_PID.iter_unpack(old), strict=True)):
-                if pair == was:
-                    continue
-                number = first + index
-                if pair[1]:
-                    pending.append(number)
-                elif number in self._slots:
-                    self._put(number, self._slots[number], None)
-        self._heads = heads
-        return pending
-
-    def _take_waits(self, waits: tuple[int, ...], pending: list[int]) -> None:
-        if waits == self._waits:
-            return
-        before, self._waits = self._waits, waits
-        # Where other backends are watched than a sweep ago, each is compared with what its slot shows.
-        unknown = len(before) != len(waits)
-        skip = set(pending)
-        for index, (number, wait) in enumerate(zip(self._watched, waits, strict=True)):
-            if (unknown or wait != before[index]) and number not in skip and number in self._slots:
-                slot = self._slots[number]
+    def _take(self, heads: Sequence[tuple[int, int]], waits: Sequence[tuple[int, int]]) -> None:
+        """Take in the slots whose counter or pid moved, and what others wait for."""
+        slots = self._slots
+        pending: dict[int, int] = {}
+        for number, head in heads:
+            pid = head >> 32
+            if pid:
+                pending[number] = pid
+            elif number in slots:
+                self._put(number, slots[number], None)
+        for proc, wait in waits:
+            number = self._number_of_proc.get(proc, -1)
+            if number in slots and number not in pending:
+                slot = slots[number]
                 named = self._enums.wait(wait)
                 if named != slot.wait:
                     self._put(number, slot, slot._replace(wait=named))
+        if pending:
+            self._read(pending)
 
-    def _read(self, pending: list[int]) -> None:
-        """Read slots whole, again where they were written meanwhile."""
+    def _read(self, pending: dict[int, int]) -> None:
+        """Read slots (by number, the pid in each) whole, again where they were written meanwhile."""
+        held = self._memory.arrays.waits.held
         wanted = self._with_procs(pending)
         for _ in range(_ATTEMPTS):
             again = []
@@ -301,7 +291,10 @@ class SharedReader:
                 if new != old:
                     self._put(number, old, new)
                 if new is not None:
-                    self._procs[number] = proc
+                    held[proc] = seen.wait
+                    if self._procs.get(number) != proc:
+                        self._procs[number] = proc
+                        self._watched = False
             wanted = again
             if not wanted:
                 break
@@ -311,33 +304,28 @@ class SharedReader:
             if number in self._slots:
                 self._put(number, self._slots[number], None)
         self._forget(torn)
-        self._watch()
+        if not self._watched:
+            self._watch()
 
-    def _forget(self, numbers: list[int]) -> None:
+    def _forget(self, numbers: Iterable[int]) -> None:
         """Have slots looked at again next time, as if they had changed."""
-        if numbers:
-            heads = bytearray(self._heads)
-            for number in numbers:
-                at = number * COUNTER_AND_PID.size
-                heads[at : at + COUNTER_AND_PID.size] = bytes(COUNTER_AND_PID.size)
-            self._heads = bytes(heads)
+        held = self._memory.arrays.heads.held
+        for number in numbers:
+            held[number] = 0
 
-    def _with_procs(self, pending: list[int]) -> list[tuple[int, int]]:
+    def _with_procs(self, pending: dict[int, int]) -> list[tuple[int, int]]:
         """Return the slots with their PGPROCs; those that have none (yet) are looked at again next time."""
         found = []
         lacking = []
-        fresh = False
-        for number in pending:
-            pid = COUNTER_AND_PID.unpack_from(self._heads, number * COUNTER_AND_PID.size)[1]
+        proc_of_pid: dict[int, int] | None = None
+        for number, pid in pending.items():
             slot = self._slots.get(number)
             if slot is not None and slot.session.server_pid == pid:
                 found.append((number, self._procs[number]))
                 continue
-            if not fresh:
-                pids = self._memory.proc_pids()
-                self._proc_of_pid = {own: index for index, own in enumerate(pids) if own}
-                fresh = True
-            proc = self._proc_of_pid.get(pid)
+            if proc_of_pid is None:
+                proc_of_pid = {own: index for index, own in enumerate(self._memory.proc_pids()) if own}
+            proc = proc_of_pid.get(pid)
             if proc is None:
                 lacking.append(number)
                 if slot is not None:
@@ -353,7 +341,7 @@ class SharedReader:
         entry = self._decoder.entry(number, seen)
         if entry is None:
             self.counts["invalid"] += 1
-            self._suspicious_until = time.monotonic() + _SUSPICIOUS_S
+            self._suspect()
             return None
         session = self._session(number, entry, seen)
         if session is None:
@@ -394,9 +382,14 @@ class SharedReader:
             self._number_of[new.session.server_pid] = number
             if new.session.pid:
                 self._places[new.session.pid] = (number, new.session.server_pid)
+                self._unseen.discard(number)
+            else:
+                self._unseen.add(number)
         else:
+            self._unseen.discard(number)
             self._slots.pop(number, None)
-            self._procs.pop(number, None)
+            if self._procs.pop(number, None) is not None:
+                self._watched = False
             self._applications.pop(number, None)
             self._deaths.forget(number)
         if old is not None or new is not None:
@@ -404,10 +397,9 @@ class SharedReader:
 
     def _watch(self) -> None:
         """Have the waits of exactly the backends that there are read from now on."""
-        numbers = [number for number in self._slots if number in self._procs]
-        procs = tuple(self._procs[number] for number in numbers)
-        if procs != self._watched_procs:
-            self._watched, self._watched_procs, self._waits = numbers, procs, ()
+        self._number_of_proc = {proc: number for number, proc in self._procs.items()}
+        self._memory.arrays.watch(self._number_of_proc)
+        self._watched = True
 
 
 def _is_of(slot: Slot, entry: Entry) -> bool:
