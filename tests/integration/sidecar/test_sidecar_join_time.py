@@ -47,6 +47,8 @@ def _logged(log: Path) -> dict[str, int]:
     return spent
 
 
+# Beside other work a look may come late, and what is not proven is missing here.
+@pytest.mark.alone
 @pytest.mark.parametrize("major", _MAJORS)
 def test_cpu_by_statement(
     make_server: Callable[..., Any], major: str, tmp_path: Path, until: Callable[..., Any], full: bool

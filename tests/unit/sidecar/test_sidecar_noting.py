@@ -264,12 +264,12 @@ def test_room_is_taken_at_once() -> None:
 
 
 def test_a_ring_that_fills_up_is_told() -> None:
-    """At a quarter, and again with each further part, not with each sample."""
+    """At half, and again with each further part, not with each sample."""
     noting = _Noting()
     told: list[float] = []
 
     def steps() -> Iterator[None]:
-        for number in range(_SIZE // _RECORD // 2):
+        for number in range(3 * _SIZE // _RECORD // 4):
             noting.ring.write(7)
             before = noting.filling
             yield
@@ -277,7 +277,7 @@ def test_a_ring_that_fills_up_is_told() -> None:
                 told.append(number * _RECORD / _SIZE)
 
     noting.looks(steps())
-    assert told[0] == 0.25
+    assert told[0] == 0.5
     assert 4 < len(told) < 9
 
 
