@@ -237,7 +237,6 @@ class Sidecar:
             log.exception("fault", extra={"faults": self._faults})
 
     def _sample(self) -> None:
-        self._sampler.flush(time.time_ns())
         for capability in report.capabilities(self._sampler.targets):
             self._capabilities.note(capability)
 

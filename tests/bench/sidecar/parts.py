@@ -52,7 +52,7 @@ def steady(given: Given) -> Figures:
     """99 Hz, by watermark: the first start, then one with the rules of the first."""
     cache = given.folder / "rules"
     first = run(given, given.server.pid, given.seconds, "--cache", str(cache))
-    second = run(given, given.server.pid, min(given.seconds, 17.0), "--cache", str(cache))
+    second = run(given, given.server.pid, min(given.seconds, 24.0), "--cache", str(cache))
     figures: Figures = {
         "core_share_first_start": first["first_share"],
         "core_share_first_5s": second["first_share"],
@@ -64,7 +64,7 @@ def steady(given: Given) -> Figures:
         "source": first["kind"],
     }
     if "named_share" in second:
-        figures["core_share_first_15s"] = second["named_share"]
+        figures["core_share_first_22s"] = second["named_share"]
     if "steady_share" in first:
         figures["core_share_99hz"] = first["steady_share"]
         figures["us_per_sample_99hz"] = first["steady_us_per_sample"]

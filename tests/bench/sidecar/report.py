@@ -19,7 +19,7 @@ _LINES = (
     ("**99 Hz**, two busy CPUs, woken by watermark: of a core", "core_share_99hz", PERCENT),
     ("first 5 s of the first start", "core_share_first_start", PERCENT),
     ("first 5 s of a second start", "core_share_first_5s", PERCENT),
-    ("its first 15 s: the first window's names too", "core_share_first_15s", PERCENT),
+    ("its first 22 s: the first window's names too", "core_share_first_22s", PERCENT),
     ("a sample, all of it", "us_per_sample_99hz", US),
     ("samples", "samples", PLAIN),
     ("stacks that reach their root", "reach_root_share", PERCENT),

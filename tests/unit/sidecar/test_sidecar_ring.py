@@ -129,7 +129,15 @@ def test_task_records() -> None:
 
 @pytest.mark.parametrize(
     ("cpus", "size"),
-    [(1, 8 << 20), (2, 8 << 20), (16, 2 << 20), (64, 512 << 10), (96, 512 << 10), (512, 128 << 10)],
+    [
+        (1, 16 << 20),
+        (2, 16 << 20),
+        (4, 8 << 20),
+        (16, 2 << 20),
+        (64, 512 << 10),
+        (96, 512 << 10),
+        (512, 128 << 10),
+    ],
 )
 def test_budget(cpus: int, size: int) -> None:
     """A set of rings takes half of what is left, but enough a ring where there is enough."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+from array import array
+from typing import NamedTuple
 
 from quayscope.profile import Frame
 
@@ -13,14 +16,17 @@ _MAX_TEXT = 48 << 20
 """A table past this many bytes is not read: half a million symbols."""
 _DIGITS = 16
 _MAX_NAME = 512
-_MAX_FRAMES = 20_000
+_MAX_LINE = 1024
+_STRIDE = 4096
+_LAST = (1 << 64) - 1
 
 
 class KernelSymbols:
     """Frames for kernel addresses; the table is read when first asked for.
 
-    It is kept as the text that it is, 45 bytes a symbol, which takes 5 to 12 MB: taking 200,000 lines apart
-    costs more than looking the few hundred addresses up in it that are ever asked for.
+    It is kept as the text that it is, 45 bytes a symbol, which takes 5 to 12 MB, with an index of every 4 kB:
+    taking 200,000 lines apart costs more than looking the few hundred functions up in it that are ever asked
+    for.
     """
 
     UNNAMED = Frame("[kernel]", kind="kernel")
@@ -28,57 +34,87 @@ class KernelSymbols:
 
     def __init__(self, path: str = "/proc/kallsyms") -> None:
         self._path = path
-        self._loaded = False
-        # The kernel's own functions come in order, as it looks them up itself; the modules' follow in none.
-        self._parts = (b"", b"")
-        self._frames: dict[int, Frame] = {}
+        self._parts: tuple[_Part, ...] | None = None
 
     def frame(self, address: int) -> Frame:
         """Return the frame of a kernel address."""
-        found = self._frames.get(address)
-        if found is None:
-            if len(self._frames) >= _MAX_FRAMES:
-                self._frames.clear()
-            found = self._frames[address] = self._resolve(address)
-        return found
+        return self.around(address)[0]
 
-    def _resolve(self, address: int) -> Frame:
-        if not self._loaded:
-            self._loaded = True
-            self._load()
-        wanted = b"%016x" % address
-        core, modules = (_before(part, wanted) for part in self._parts)
-        start, name = modules if modules[0] >= core[0] else core
-        return Frame(name.decode(errors="replace"), kind="kernel") if start.strip(b"0") else self.UNNAMED
+    def around(self, address: int) -> tuple[Frame, int, int]:
+        """Return the frame of a kernel address, and the addresses [start, end) around it that share it."""
+        if self._parts is None:
+            self._parts = self._load()
+        best, start, end = _Found(0, b"", 0, _LAST + 1), 0, _LAST + 1
+        for part in self._parts:
+            found = part.before(address)
+            best = found if found.address >= best.address else best
+            start, end = max(start, found.start), min(end, found.end)
+        if not best.address:
+            return self.UNNAMED, start, end
+        return Frame(best.name.decode(errors="replace"), kind="kernel"), start, end
 
-    def _load(self) -> None:
+    def _load(self) -> tuple[_Part, ...]:
         text = b""
         with contextlib.suppress(OSError), open(self._path, "rb") as file:
             text = file.read(_MAX_TEXT + 1)
         if len(text) > _MAX_TEXT:
-            return
+            return ()
+        # The kernel's own functions come in order, as it looks them up itself; the modules' follow in none.
         module = text.find(b"\t[")
         middle = text.rfind(b"\n", 0, module) + 1 if module >= 0 else len(text)
-        self._parts = text[:middle], b"\n".join(sorted(text[middle:].splitlines()))
+        return _Part(text[:middle]), _Part(b"\n".join(sorted(text[middle:].splitlines())))
 
 
-def _before(text: bytes, wanted: bytes) -> tuple[bytes, bytes]:
-    """Return the address (16 digits) and the name of the last function at or before `wanted`; empty: none.
+class _Found(NamedTuple):
+    """A function's address (0: none) and name, and the addresses [start, end) for which it is the answer."""
 
-    Lines are in order of their addresses, which have as many digits each.
-    """
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high) // 2
-        start = text.rfind(b"\n", low, middle) + 1 or low
-        if text[start : start + _DIGITS] <= wanted:
-            low = text.find(b"\n", middle) + 1 or high
-        else:
-            high = start
-    while low > 0:
-        start = text.rfind(b"\n", 0, low - 1) + 1
-        fields = text[start:low].split(None, 3)
-        if len(fields) >= 3 and fields[1] in _CODE and len(fields[0]) == _DIGITS:
-            return fields[0], fields[2][:_MAX_NAME]
-        low = start
-    return b"", b""
+    address: int
+    name: bytes
+    start: int
+    end: int
+
+
+class _Part:
+    """Lines in order of their addresses, which have as many digits each."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        self._offsets = array("I")
+        self._addresses = array("Q")
+        at = 0
+        while 0 <= at < len(text):
+            address = _address(text, at)
+            if address < 0:
+                break
+            if not self._addresses or address >= self._addresses[-1]:
+                self._offsets.append(at)
+                self._addresses.append(address)
+            at = text.find(b"\n", at + _STRIDE) + 1 or len(text)
+
+    def before(self, address: int) -> _Found:
+        """Return the last function at or before an address."""
+        text, index = self._text, bisect.bisect_right(self._addresses, address)
+        at = self._offsets[index - 1] if index else 0
+        last, start, end = -1, 0, _LAST + 1
+        while at < len(text):
+            here = _address(text, at)
+            if here > address:
+                end = here
+                break
+            if here >= 0:
+                last, start = at, here
+            at = text.find(b"\n", at) + 1 or len(text)
+        while last >= 0:
+            fields = text[last : last + _MAX_LINE].split(b"\n", 1)[0].split(None, 3)
+            if len(fields) >= 3 and fields[1] in _CODE:
+                return _Found(int(fields[0], 16), fields[2][:_MAX_NAME], start, end)
+            last = text.rfind(b"\n", 0, last - 1) + 1 if last else -1
+        return _Found(0, b"", start, end)
+
+
+def _address(text: bytes, at: int) -> int:
+    """Return the address that a line begins with, -1 where it is none."""
+    try:
+        return int(text[at : at + _DIGITS], 16)
+    except ValueError:
+        return -1

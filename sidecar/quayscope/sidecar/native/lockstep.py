@@ -27,6 +27,8 @@ _CHUNK = 1024
 """Walked together at most: what is held of them stays in the caches."""
 _DEEPEST = 128
 """Frames that are followed together."""
+_DEEP = 40
+"""Frames that there is room for at first."""
 _BP, _SP, _PC = 6, 7, 8
 """Where perf's order has them."""
 
@@ -78,11 +80,13 @@ class Lockstep:
         if self._stale:
             self._forget()
         words, state, at = _begin(dumped)
-        out: Numbers = np.empty((_DEEPEST, len(dumped)), np.int64)
+        out: Numbers = np.empty((_DEEP, len(dumped)), np.int64)
         depths = np.zeros(len(dumped), np.int64)
         depth = 0
         while depth < _DEEPEST and at.size:
             rows, tags, base, bp, stacks, sizes, i, saved = state
+            if depth == len(out):
+                out = np.concatenate((out, np.empty_like(out)))
             out[depth, rows] = at
             depth += 1
             numbers = self._stretches.find(np.minimum(at.view(np.uint64), LIMIT).view(np.int64) + tags)

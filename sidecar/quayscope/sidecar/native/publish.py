@@ -52,20 +52,21 @@ class Publisher:
             if one.space and one.user
         ]
         named = iter(self._stacks.users(walked))
-        alike: dict[tuple[Known, int, bytes, bool], list[int]] = {}
+        kernels = self._stacks.kernels([one.kernel for one in samples])
+        alike: dict[tuple[Known, int, int, bool], list[int]] = {}
         stacks: list[tuple[Frame, ...]] = []
-        for one in samples:
+        for one, kernel in zip(samples, kernels, strict=True):
             user, complete = next(named) if one.space and one.user else ((), False)
-            key = (one.known, id(user), one.kernel, one.complete or complete)
+            key = (one.known, id(user), id(kernel), one.complete or complete)
             weight = alike.get(key)
             if weight is None:
                 alike[key] = [1, one.cpu_ns]
-                stacks.append(user)
+                stacks.append(user + kernel)
             else:
                 weight[0] += 1
                 weight[1] += one.cpu_ns
-        for user, ((known, _, kernel, complete), (count, cpu_ns)) in zip(stacks, alike.items(), strict=True):
-            self._add(known, user, kernel, count if not complete else 0, (count, cpu_ns))
+        for stack, ((known, _, _, complete), (count, cpu_ns)) in zip(stacks, alike.items(), strict=True):
+            self._add(known, stack, 0 if complete else count, (count, cpu_ns))
 
     def send(self, tracked: Tracked, now_ns: int | None) -> None:
         """Send the windows that ended, and whose samples are all named."""
@@ -74,8 +75,7 @@ class Publisher:
     def _add(
         self,
         known: Known,
-        user: tuple[Frame, ...],
-        kernel: bytes,
+        frames: tuple[Frame, ...],
         truncated: int,
         values: tuple[int, int],
     ) -> None:
@@ -88,9 +88,7 @@ class Publisher:
             stack += (INHERITED,)
         if known.role != tracked.target.main_role:
             stack += (Frame(known.role, kind="root"),)
-        stack += user
-        if kernel:
-            stack += self._stacks.kernel(kernel)
+        stack += frames
         endpoint = described.endpoint
         if not endpoint and tracked.target.operation is not None:
             endpoint = tracked.target.operation(stack)

@@ -34,7 +34,7 @@ __all__ = ["BUDGET_BYTES", "HEAD", "Ring", "RingBudget", "Rings", "Taken", "onli
 
 BUDGET_BYTES = 64 << 20
 """All rings together."""
-LARGEST_BYTES = 8 << 20
+LARGEST_BYTES = 16 << 20
 ENOUGH_BYTES = 512 << 10
 """A ring below this size loses samples when its reader is kept waiting."""
 _SMALLEST_BYTES = 4 << 10
@@ -222,6 +222,10 @@ class Rings(Generic[Source]):
     def ring(self, cpu: int) -> Ring:
         """Return the ring of a CPU, for the one thread that notes what comes into it."""
         return self._ring_of[cpu]
+
+    def fullest(self) -> float:
+        """Return how full the fullest ring is, 0 to 1."""
+        return max((ring.head() - ring.read) / ring.size for ring in self._rings)
 
     def released(self) -> dict[int, int]:
         """Return the position in each CPU's ring before which nothing is held any more."""

@@ -36,11 +36,13 @@ __all__ = ["HIGHEST_HZ", "LOWEST_HZ", "Sampler"]
 log = logging.getLogger(__name__)
 
 LOWEST_HZ, HIGHEST_HZ = 19, 999
-_BATCH_S = 2.5
+_BATCH_S = 5.0
 """Between two batches at most: each finds the processor's caches as others left them, which costs more than
 half of a small one's samples."""
-_FLUSHED_S = 1.0
-"""Between two calls of `flush` at most."""
+_TAKEN_S = 1.0
+"""What a batch takes at most, where the machine is busy."""
+_FULL = 0.4
+"""A ring is emptied from here on; its reader is woken for each half that is written."""
 _PAUSE_S = 0.05
 """Between two batches at least, however full the rings are: many small batches cost more than few."""
 _RESCAN_S = 1.0
@@ -59,7 +61,7 @@ class _Feed:
 
 
 class Sampler:
-    """Samples targets from when they are added; `flush` is to be called about once a second.
+    """Samples targets from when they are added, and emits windows that are over on a thread of its own.
 
     Samples lie in the rings for `batch_s` seconds at most, and are all gathered after `late_s`, a second
     later. `cache` is a folder for the unwinder's rules, kept from one start to the next; `cycles` samples by
@@ -93,7 +95,7 @@ class Sampler:
         self._inlines = Inlines() if inlined else None
         self._stacks = Stacks(Objects(), debuginfod, self._inlines)
         self._batch_s = batch_s
-        self.late_s = batch_s + _FLUSHED_S
+        self.late_s = batch_s + _TAKEN_S
         self._publisher = Publisher(self._gathered, self._stacks, window_s, self.late_s)
         self._feeds: list[_Feed] = []
         self._past: Counter[str] = Counter()
@@ -246,34 +248,48 @@ class Sampler:
         now = time.monotonic()
         rescan_at, batch_at = now + _RESCAN_S, now + self._batch_s
         while not self._stop.is_set():
-            hurried = self._wait(min(rescan_at, batch_at) - time.monotonic())
+            # Each waking costs, so all is done at once where nothing asks for more.
+            until = min(rescan_at, batch_at) if self._task_by_task() else batch_at
+            hurried = self._wait(until - time.monotonic())
+            now = time.monotonic()
+            batch, rescan = hurried or now >= batch_at, now >= rescan_at
             with self._lock:
-                if hurried or time.monotonic() >= batch_at:
+                if batch:
+                    batch_at = now + self._batch_s
                     for feed in list(self._feeds):
                         self._guard(partial(self._batch, feed))
-                    batch_at = time.monotonic() + self._batch_s
-                if time.monotonic() >= rescan_at:
-                    rescan_at = time.monotonic() + _RESCAN_S
+                if rescan:
+                    rescan_at = now + _RESCAN_S
                     self._guard(self._rescan)
+            if batch:
+                self._guard(partial(self.flush, time.time_ns()))
+
+    def _task_by_task(self) -> bool:
+        """Whether somebody's tasks are to be looked for."""
+        return any(tracked.source.kind == "task" for tracked in self.targets)
 
     def _wait(self, timeout_s: float) -> bool:
         """Wait until a ring fills up, or somebody hurries: then it returns True."""
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         with self._lock:
-            for feed in self._feeds:
-                if not feed.rings.each:
-                    for descriptor in feed.rings.descriptors():
-                        poller.register(descriptor, select.POLLIN)
+            feeds = [feed for feed in self._feeds if not feed.rings.each]
+            for feed in feeds:
+                for descriptor in feed.rings.descriptors():
+                    poller.register(descriptor, select.POLLIN)
         began = time.monotonic()
-        ready = poller.poll(max(0.0, timeout_s) * 1000)
-        for descriptor, _ in ready:
-            if descriptor == self._wake:
-                os.eventfd_read(self._wake)
+        ready = [descriptor for descriptor, _ in poller.poll(max(0.0, timeout_s) * 1000)]
+        hurried = self._wake in ready
+        if hurried:
+            os.eventfd_read(self._wake)
+        elif ready:
+            # It wakes us when so much was written since it did last, however much of that has been taken.
+            with self._lock:
+                hurried = any(feed.rings.fullest() >= _FULL for feed in feeds if feed in self._feeds)
         left = began + _PAUSE_S - time.monotonic()
-        if left > 0:
+        if ready and left > 0:
             self._stop.wait(left)
-        return bool(ready)
+        return hurried
 
     def _guard(self, step: Callable[[], None]) -> None:
         # The one border of this thread: a fault costs the samples at hand, never the sampling.
@@ -310,7 +326,7 @@ class Sampler:
                     self._end(tracked, error)
 
     def flush(self, now_ns: int | None) -> None:
-        """Name the samples of seconds that are over and send the windows that are (None: all there is)."""
+        """Name and send what is over now, sooner than the sampler does it itself (None: all there is)."""
         with self._lock:
             tracked = self.targets
             for feed in self._feeds:

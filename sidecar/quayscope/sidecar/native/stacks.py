@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,12 @@ __all__ = ["Stacks"]
 
 _MAX_REMEMBERED = 8_192
 """Distinct stacks by name: a server has a few thousand."""
-_MAX_KERNELS = 4_096
 _MAX_ADDRESSES = 60_000
 _MAX_SPACES = 512
 """Layouts whose first process is known: backends of a server share one, what comes and goes has its own."""
+
+_KERNEL = 0
+"""The number by which the kernel's addresses are told apart from those of layouts."""
 
 _Frames = tuple[Frame, ...]
 _Stack = tuple[_Frames, bool]
@@ -39,12 +41,11 @@ class Stacks:
     ) -> None:
         self._symbols = Symbols(objects, debuginfod, inlines)
         self._kernel = KernelSymbols()
-        self._kernels: dict[bytes, _Frames] = {}
         self._known: dict[Layout, _Known] = {}
         self._stretches = Ranges()
         self._stacks: dict[bytes, _Stack] = {}
         self._numbers: dict[Named, int] = {}
-        self._named: list[Named] = []
+        self._names: list[Named] = []
         self._held = 0
 
     @property
@@ -67,41 +68,61 @@ class Stacks:
             self._forget()
         if len(self._known) > _MAX_SPACES:
             self._forget()
-        # All addresses at once: what they stand for is a number, and a stack of numbers is remembered.
-        addresses: Numbers = np.frombuffer(b"".join([stack for _, stack, _ in wanted]), np.int64)
-        lengths = [len(stack) // 8 for _, stack, _ in wanted]
         spaces = [self._space(space, root_pid) for space, _, root_pid in wanted]
-        tags = np.repeat(np.array([tag(known.number) for known in spaces], np.int64), lengths)
-        tagged = np.minimum(addresses.view(np.uint64), LIMIT).view(np.int64) + tags
-        numbers = self._stretches.find(tagged)
+
+        def learn(owner: int, address: int) -> int:
+            return self._learn(spaces[owner], address)
+
+        return self._named([stack for _, stack, _ in wanted], [tag(one.number) for one in spaces], learn)
+
+    def kernels(self, wanted: Sequence[bytes]) -> list[_Frames]:
+        """Return the kernel's frames of each stack, root first; addresses are leaf first, 8 bytes each."""
+        named = self._named(wanted, [tag(_KERNEL)] * len(wanted), self._learn_kernel)
+        return [frames for frames, _ in named]
+
+    def _named(
+        self, stacks: Sequence[bytes], tags: Sequence[int], learn: Callable[[int, int], int]
+    ) -> list[_Stack]:
+        """Name all addresses at once: each stands for a number, and a stack of numbers is remembered.
+
+        `learn` is asked for the number of an address, by the stack that it is in, where it is not known.
+        """
+        lengths = [len(stack) // 8 for stack in stacks]
+        addresses: Numbers = np.frombuffer(b"".join(stacks), np.int64)
+        low = (
+            np.minimum(addresses.view(np.uint64), LIMIT).view(np.int64)
+            if tags and tags[0]
+            else addresses & (LIMIT - 1)
+        )
+        numbers = self._stretches.find(low + np.repeat(np.array(tags, np.int64), lengths))
         new = np.flatnonzero(numbers == 0)
         if new.size:
-            owners = np.repeat(np.arange(len(wanted)), lengths)[new].tolist()
+            owners = np.repeat(np.arange(len(stacks)), lengths)[new].tolist()
             learned: dict[tuple[int, int], int] = {}
             for place, owner, address in zip(
                 new.tolist(), owners, addresses[new].view(np.uint64).tolist(), strict=True
             ):
-                known = spaces[owner]
-                number = learned.get((known.number, address))
+                key = (tags[owner], address)
+                number = learned.get(key)
                 if number is None:
-                    number = learned[known.number, address] = self._learn(known, address)
+                    number = learned[key] = learn(owner, address)
                 numbers[place] = number
         packed = numbers.astype(np.uint32).tobytes()
         found = []
         end = 0
         for length in lengths:
             begin, end = end, end + 4 * length
-            key = packed[begin:end]
-            stack = self._stacks.get(key)
-            if stack is None:
-                stack = self._stacks[key] = self._stack(key)
-            found.append(stack)
+            stack = packed[begin:end]
+            known = self._stacks.get(stack)
+            if known is None:
+                known = self._stacks[stack] = self._stack(stack)
+            found.append(known)
         return found
 
     def _space(self, space: AddressSpace, root_pid: int) -> _Known:
         known = self._known.get(space.layout)
         if known is None:
-            known = self._known[space.layout] = _Known(len(self._known), _shared(space, root_pid))
+            known = self._known[space.layout] = _Known(len(self._known) + 1, _shared(space, root_pid))
         return known
 
     def _learn(self, known: _Known, address: int) -> int:
@@ -109,15 +130,28 @@ class Stacks:
         if known.space.find(address) is None:
             # Code without frame pointers led the kernel astray: what follows is no stack.
             return 0
-        named = self._symbols.frames(known.space, address)
-        number = self._numbers.get(named)
-        if number is None:
-            self._named.append(named)
-            number = self._numbers[named] = len(self._named)
+        number = self._number(self._symbols.frames(known.space, address))
         start, end = self._symbols.around(known.space, address)
         first = tag(known.number)
         self._stretches.add(first + start, first + end, number)
         self._held += 1
+        return number
+
+    def _learn_kernel(self, _: int, address: int) -> int:
+        frame, start, end = self._kernel.around(address)
+        number = self._number(Named((frame,), False, True))
+        # Its addresses are told apart by their lower bits: all of them are in the upper half.
+        low = max(start, 1 << 63) & (LIMIT - 1)
+        high = ((end - 1) & (LIMIT - 1)) + 1
+        if low <= address & (LIMIT - 1) < high:
+            self._stretches.add(tag(_KERNEL) + low, tag(_KERNEL) + high, number)
+        return number
+
+    def _number(self, named: Named) -> int:
+        number = self._numbers.get(named)
+        if number is None:
+            self._names.append(named)
+            number = self._numbers[named] = len(self._names)
         return number
 
     def _stack(self, key: bytes) -> _Stack:
@@ -128,7 +162,7 @@ class Stacks:
             if not number:
                 is_root = False
                 break
-            named = self._named[number - 1]
+            named = self._names[number - 1]
             frames += named.frames
             is_root = named.is_root
         return tuple(reversed(frames)), is_root
@@ -138,19 +172,8 @@ class Stacks:
         self._stretches.clear()
         self._stacks.clear()
         self._numbers.clear()
-        self._named.clear()
+        self._names.clear()
         self._held = 0
-
-    def kernel(self, addresses: bytes) -> _Frames:
-        """Return the kernel's frames, root first; `addresses` are leaf first, 8 bytes each."""
-        found = self._kernels.get(addresses)
-        if found is None:
-            if len(self._kernels) >= _MAX_KERNELS:
-                self._kernels.clear()
-            chain = struct.unpack(f"<{len(addresses) // 8}Q", addresses)
-            found = tuple([self._kernel.frame(address) for address in reversed(chain)])
-            self._kernels[addresses] = found
-        return found
 
 
 class _Known(NamedTuple):
