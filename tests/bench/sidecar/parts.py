@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import resource
 import signal
 import statistics
@@ -69,6 +70,31 @@ def steady(given: Given) -> Figures:
         figures["core_share_99hz"] = first["steady_share"]
         figures["us_per_sample_99hz"] = first["steady_us_per_sample"]
     return figures
+
+
+_PAGES = 2_000
+_IDLE_S = 2.5
+
+
+def machine(given: Given) -> Figures:
+    """What the machine takes for memory not touched for a while: a batch touches some 2,000 pages."""
+    given.say("machine: pages touched again at once, and after a while")
+    size = mmap.PAGESIZE
+    with mmap.mmap(-1, _PAGES * size) as memory:
+
+        def touch() -> float:
+            began = time.thread_time()
+            for at in range(0, _PAGES * size, size):
+                memory[at] = 1
+            return (time.thread_time() - began) / _PAGES * 1e6
+
+        touch()
+        at_once = statistics.median(touch() for _ in range(5))
+        later = []
+        for _ in range(1 if given.seconds < _SHORT_S else 3):
+            time.sleep(_IDLE_S)
+            later.append(touch())
+    return {"page_us": at_once, "page_idle_us": statistics.median(later)}
 
 
 def each(given: Given) -> Figures:
@@ -195,6 +221,7 @@ def unwinding(given: Given) -> Figures:
 
 
 PARTS: Mapping[str, Callable[[Given], Figures]] = {
+    "machine": machine,
     "unwinding": unwinding,
     "steady": steady,
     "each": each,

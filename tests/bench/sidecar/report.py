@@ -16,6 +16,8 @@ _AT_MOST = {
 }
 _AT_LEAST = {"reach_root_share": 0.99}
 _LINES = (
+    ("**The machine**: a page of memory touched again at once", "page_us", US),
+    ("touched again after 2.5 s", "page_idle_us", US),
     ("**99 Hz**, two busy CPUs, woken by watermark: of a core", "core_share_99hz", PERCENT),
     ("first 5 s of the first start", "core_share_first_start", PERCENT),
     ("first 5 s of a second start", "core_share_first_5s", PERCENT),

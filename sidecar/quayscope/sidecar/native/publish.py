@@ -14,6 +14,19 @@ __all__ = ["Publisher"]
 
 _MANY = 5_000
 """So many samples do not wait for their window's end to be named."""
+_AT_ONCE = 256
+"""Samples named together: what is made for them on the way stays small."""
+
+
+class _Alike:
+    """Frames of samples that are alike, held so that nothing else has their identity; how many, their CPU."""
+
+    __slots__ = ("count", "cpu_ns", "kernel", "user")
+
+    def __init__(self, user: tuple[Frame, ...], kernel: tuple[Frame, ...]) -> None:
+        self.user = user
+        self.kernel = kernel
+        self.count = self.cpu_ns = 0
 
 
 class Publisher:
@@ -44,29 +57,27 @@ class Publisher:
 
     def _name(self, samples: list[Held]) -> None:
         """Name samples, and add them to their windows: once for all that are alike by name."""
-        if not samples:
-            return
-        walked = [
-            (one.space, one.user, one.known.tracked.target.root_pid)
-            for one in samples
-            if one.space and one.user
-        ]
-        named = iter(self._stacks.users(walked))
-        kernels = self._stacks.kernels([one.kernel for one in samples])
-        alike: dict[tuple[Known, int, int, bool], list[int]] = {}
-        stacks: list[tuple[Frame, ...]] = []
-        for one, kernel in zip(samples, kernels, strict=True):
-            user, complete = next(named) if one.space and one.user else ((), False)
-            key = (one.known, id(user), id(kernel), one.complete or complete)
-            weight = alike.get(key)
-            if weight is None:
-                alike[key] = [1, one.cpu_ns]
-                stacks.append(user + kernel)
-            else:
-                weight[0] += 1
-                weight[1] += one.cpu_ns
-        for stack, ((known, _, _, complete), (count, cpu_ns)) in zip(stacks, alike.items(), strict=True):
-            self._add(known, stack, 0 if complete else count, (count, cpu_ns))
+        alike: dict[tuple[Known, int, int, bool], _Alike] = {}
+        for first in range(0, len(samples), _AT_ONCE):
+            some = samples[first : first + _AT_ONCE]
+            walked = [
+                (one.space, one.user, one.known.tracked.target.root_pid)
+                for one in some
+                if one.space and one.user
+            ]
+            named = iter(self._stacks.users(walked))
+            kernels = self._stacks.kernels([one.kernel for one in some])
+            for one, kernel in zip(some, kernels, strict=True):
+                user, complete = next(named) if one.space and one.user else ((), False)
+                key = (one.known, id(user), id(kernel), one.complete or complete)
+                held = alike.get(key)
+                if held is None:
+                    held = alike[key] = _Alike(user, kernel)
+                held.count += 1
+                held.cpu_ns += one.cpu_ns
+        for (known, _, _, complete), held in alike.items():
+            truncated = 0 if complete else held.count
+            self._add(known, held.user + held.kernel, truncated, (held.count, held.cpu_ns))
 
     def send(self, tracked: Tracked, now_ns: int | None) -> None:
         """Send the windows that ended, and whose samples are all named."""

@@ -34,7 +34,7 @@ __all__ = ["BUDGET_BYTES", "HEAD", "Ring", "RingBudget", "Rings", "Taken", "onli
 
 BUDGET_BYTES = 64 << 20
 """All rings together."""
-LARGEST_BYTES = 16 << 20
+LARGEST_BYTES = 8 << 20
 ENOUGH_BYTES = 512 << 10
 """A ring below this size loses samples when its reader is kept waiting."""
 _SMALLEST_BYTES = 4 << 10

@@ -36,7 +36,7 @@ __all__ = ["HIGHEST_HZ", "LOWEST_HZ", "Sampler"]
 log = logging.getLogger(__name__)
 
 LOWEST_HZ, HIGHEST_HZ = 19, 999
-_BATCH_S = 5.0
+_BATCH_S = 2.5
 """Between two batches at most: each finds the processor's caches as others left them, which costs more than
 half of a small one's samples."""
 _TAKEN_S = 1.0
