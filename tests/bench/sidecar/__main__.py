@@ -24,7 +24,7 @@ def measure(asked: Asked) -> dict[str, object]:
             server,
             load,
             3.0 if quick else seconds,
-            3.0 if quick else max(60.0, seconds),
+            3.0 if quick else max(180.0, seconds),
             1 if quick else asked.pairs,
             0.5 if quick else 3.0,
             asked.say,

@@ -69,6 +69,10 @@ def steady(given: Given) -> Figures:
     if "steady_share" in first:
         figures["core_share_99hz"] = first["steady_share"]
         figures["us_per_sample_99hz"] = first["steady_us_per_sample"]
+        kept = run(given, given.server.pid, given.seconds, "--cache", str(cache), "--kept")
+        figures["core_share_99hz_kept"] = kept["steady_share"]
+        figures["us_per_sample_99hz_kept"] = kept["steady_us_per_sample"]
+        figures["core_share_first_5s_kept"] = kept["first_share"]
     return figures
 
 
@@ -99,9 +103,12 @@ def machine(given: Given) -> Figures:
 
 def each(given: Given) -> Figures:
     """99 Hz, woken for each sample to note its statement."""
-    found = run(given, given.server.pid, given.seconds, "--each", "--cache", str(given.folder / "rules"))
+    options = ("--each", "--cache", str(given.folder / "rules"))
+    found = run(given, given.server.pid, given.seconds, *options)
+    kept = run(given, given.server.pid, given.seconds, *options, "--kept")
     return {
         "core_share_each_sample": found.get("steady_share", found["first_share"]),
+        "core_share_each_sample_kept": kept.get("steady_share", kept["first_share"]),
         "samples_each_sample": found["samples"],
     }
 

@@ -10,6 +10,7 @@ import argparse
 import gc
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--hz", type=int, default=99)
     parser.add_argument("--each", action="store_true", help="wake for each sample, as a database's rings do")
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--kept", action="store_true", help="have another process keep our memory in reach")
     parser.add_argument("--no-inline", action="store_true", help="as perf script's option")
     parser.add_argument("--until-closed", action="store_true")
     given = parser.parse_args()
@@ -77,6 +79,11 @@ def main() -> int:
     sampler = Sampler(emit, hz=given.hz, window_s=WINDOW_S, cache=given.cache, inlined=not given.no_inline)
     sampler.start()
     tracked, noting = _add(sampler, given.pid, each=given.each)
+    keeper = (
+        subprocess.Popen([sys.executable, "-m", "bench.sidecar.keeper", str(os.getpid())])
+        if given.kept
+        else None
+    )
     print("ready", file=sys.stderr, flush=True)
     marks = [(0.0, 0.0, 0)]
     used = procfs.cpu_ns(given.pid)
@@ -101,6 +108,9 @@ def main() -> int:
         **_shares(marks),
     }
     print(json.dumps(figures))
+    if keeper is not None:
+        keeper.kill()
+        keeper.wait()
     return 0
 
 
