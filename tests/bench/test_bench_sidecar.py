@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bench.sidecar.keeper import resident
 from bench.sidecar.report import REPORT
 
 
@@ -37,6 +40,28 @@ def test_the_sampler_is_measured(checkout: Path, tmp_path: Path) -> None:
     assert found["samples_999hz"] > 100
     assert 0 <= found["lost_999hz"] < 0.5
     assert 0 < found["core_share_999hz"] < 0.9
+
+
+def test_the_keeper_finds_all_pages_and_ends_with_its_process(checkout: Path) -> None:
+    """What it touches is what the process has in memory; when that has ended, so has it."""
+    held = bytearray(b"x" * (4 << 20))
+    pages = set(resident(os.getpid()))
+    first = id(held)  # of its header; the bytes are in a mapping of their own
+    assert len(pages) * os.sysconf("SC_PAGESIZE") > len(held)
+    assert first // os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PAGESIZE") in pages
+    with subprocess.Popen(["sleep", "60"]) as kept:
+        command = [sys.executable, "-m", "bench.sidecar.keeper", str(kept.pid)]
+        keeper = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(checkout / "tests")})
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                keeper.wait(1)
+            kept.kill()
+            kept.wait()
+            assert keeper.wait(20) == 0
+        finally:
+            kept.kill()
+            keeper.kill()
+            keeper.wait()
 
 
 def test_bounds() -> None:

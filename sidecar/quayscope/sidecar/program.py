@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from quayscope.sidecar.control.memory import MemoryPushes
 from quayscope.sidecar.database import Database, DatabaseOptions
 from quayscope.sidecar.errors import BadOption, SidecarError
 from quayscope.sidecar.gateway import Gateway, GatewayOptions
+from quayscope.sidecar.interpreter import tune
 from quayscope.sidecar.measurements import Meter, Reading
 from quayscope.sidecar.native import report
 from quayscope.sidecar.native.debuginfod import Debuginfod
@@ -43,9 +42,6 @@ log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _REPORT_EVERY = 10
 """Ticks between reports of capabilities and the uplink's counts; a change is reported at once."""
-_GC_THRESHOLDS = (20_000, 20, 20)
-_SWITCH_INTERVAL_S = 0.0005
-"""How long the sampling thread may wait for another one of ours; Python's 5 ms outlast most statements."""
 _CLOSE_S = 4.5
 """Everything held is sent within this time of SIGTERM, or counted lost."""
 _RELAY_FLUSH_S = 1.5
@@ -183,10 +179,7 @@ class Sidecar:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
         _raise_descriptor_limit()
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        # Samples are held until their window ends: to look for cycles among them again and again finds none.
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        tune()
         self._uplink.start()
         self._relay.start()
         self._sampler.start()

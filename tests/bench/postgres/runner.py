@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import sys
 import threading
@@ -21,14 +20,12 @@ from postgres.joined import Joined, joining
 from postgres.pgbench import serial
 from postgres.reading import ROUTES, reader_of
 from quayscope.sidecar.capabilities import Capabilities
+from quayscope.sidecar.interpreter import tune
 from quayscope.sidecar.postgres.activity import Activity
 from quayscope.sidecar.postgres.sampling import PostgresSampling
 from quayscope.sidecar.targets import CLIENT_BACKEND
 
 HZ = 99
-SWITCH_INTERVAL_S = 0.0005
-GC_THRESHOLDS = (20_000, 20, 20)
-"""As the sidecar's main program sets it."""
 
 
 def main() -> int:
@@ -41,9 +38,7 @@ def main() -> int:
     parser.add_argument("--dsn", default="")
     parser.add_argument("--normal", action="store_true", help="as where the kernel grants no priority")
     given = parser.parse_args()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    tune()
     closed = threading.Event()
 
     def wait() -> None:

@@ -7,7 +7,6 @@ With `--until-closed` it goes on until standard input ends.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from quayscope.profile import Profile
 from quayscope.sidecar import procfs
 from quayscope.sidecar.capabilities import Capabilities
+from quayscope.sidecar.interpreter import tune
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.native.target import SampledTarget
 from quayscope.sidecar.native.tracked import Tracked
@@ -34,9 +34,6 @@ _NAMED_S = 22.0
 """By then a first window is named, wherever in it the start fell."""
 WINDOW_S = 10
 """As the sidecar's by default: names come when one has ended."""
-SWITCH_INTERVAL_S = 0.0005
-GC_THRESHOLDS = (20_000, 20, 20)
-"""As the sidecar's main program sets it."""
 
 
 def main() -> int:
@@ -51,9 +48,7 @@ def main() -> int:
     parser.add_argument("--no-inline", action="store_true", help="as perf script's option")
     parser.add_argument("--until-closed", action="store_true")
     given = parser.parse_args()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    tune()
     lost = truncated = samples = 0
 
     def emit(profiles: list[Profile]) -> None:

@@ -178,7 +178,7 @@ def resident():
 
 before = resident()
 symbols = Symbols(Objects())
-KernelSymbols().frame(0)
+KernelSymbols().around(0)
 named = 0
 for pid in map(int, sys.argv[1:]):
     space = read_maps(pid)

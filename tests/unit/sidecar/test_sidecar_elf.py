@@ -234,12 +234,12 @@ def test_kernel_names(tmp_path: Path) -> None:
         "ffffffff81000000 T _stext\nffffffff81000100 t do_read\t[ext4]\nffffffff82000000 D data\n"
     )
     symbols = KernelSymbols(str(table))
-    assert symbols.frame(0xFFFFFFFF81000105).function == "do_read"
-    assert symbols.frame(0xFFFFFFFF81000105).kind == "kernel"
-    assert symbols.frame(0x10) == KernelSymbols.UNNAMED
+    assert symbols.around(0xFFFFFFFF81000105)[0].function == "do_read"
+    assert symbols.around(0xFFFFFFFF81000105)[0].kind == "kernel"
+    assert symbols.around(0x10)[0] == KernelSymbols.UNNAMED
     table.write_text("0000000000000000 T _stext\n0000000000000000 t do_read\n")
-    assert KernelSymbols(str(table)).frame(0xFFFFFFFF81000105) == KernelSymbols.UNNAMED
-    assert KernelSymbols(str(tmp_path / "none")).frame(1) == KernelSymbols.UNNAMED
+    assert KernelSymbols(str(table)).around(0xFFFFFFFF81000105)[0] == KernelSymbols.UNNAMED
+    assert KernelSymbols(str(tmp_path / "none")).around(1)[0] == KernelSymbols.UNNAMED
 
 
 def test_kernel_names_are_found_among_modules_and_data(tmp_path: Path) -> None:
@@ -254,14 +254,14 @@ def test_kernel_names_are_found_among_modules_and_data(tmp_path: Path) -> None:
     symbols = KernelSymbols(str(table))
     for number in range(600):
         known = number - (number % 3 == 2)
-        assert symbols.frame(0xFFFFFFFF80000000 + (number << 16)).function == f"core_{known}"
-        assert symbols.frame(0xFFFFFFFF80000000 + (number << 16) + 0xFFFF).function == f"core_{known}"
+        assert symbols.around(0xFFFFFFFF80000000 + (number << 16))[0].function == f"core_{known}"
+        assert symbols.around(0xFFFFFFFF80000000 + (number << 16) + 0xFFFF)[0].function == f"core_{known}"
     for number in range(0, 998, 2):
         address = int(f"ffffffffc{999 - number:03d}0000", 16)
-        assert symbols.frame(address + 1).function == f"module_{number}"
-        assert symbols.frame(address - 1).function == f"module_{number + 2}"
-    assert symbols.frame(0xFFFFFFFF7FFFFFFF) == KernelSymbols.UNNAMED
-    assert symbols.frame((1 << 64) - 1).function == "module_0"
+        assert symbols.around(address + 1)[0].function == f"module_{number}"
+        assert symbols.around(address - 1)[0].function == f"module_{number + 2}"
+    assert symbols.around(0xFFFFFFFF7FFFFFFF)[0] == KernelSymbols.UNNAMED
+    assert symbols.around((1 << 64) - 1)[0].function == "module_0"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,9 @@ def test_kernel_names_of_another_form(tmp_path: Path, text: str) -> None:
     """What is no table of symbols has no names."""
     (tmp_path / "kallsyms").write_text(text)
     symbols = KernelSymbols(str(tmp_path / "kallsyms"))
-    assert [symbols.frame(address) for address in (0, 1 << 63, (1 << 64) - 1)] == [KernelSymbols.UNNAMED] * 3
+    assert [symbols.around(address)[0] for address in (0, 1 << 63, (1 << 64) - 1)] == [
+        KernelSymbols.UNNAMED
+    ] * 3
 
 
 def test_interpreter_itself() -> None:

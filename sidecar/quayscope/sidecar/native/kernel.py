@@ -36,10 +36,6 @@ class KernelSymbols:
         self._path = path
         self._parts: tuple[_Part, ...] | None = None
 
-    def frame(self, address: int) -> Frame:
-        """Return the frame of a kernel address."""
-        return self.around(address)[0]
-
     def around(self, address: int) -> tuple[Frame, int, int]:
         """Return the frame of a kernel address, and the addresses [start, end) around it that share it."""
         if self._parts is None:

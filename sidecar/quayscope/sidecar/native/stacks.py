@@ -1,4 +1,4 @@
-"""From addresses to a stack of frames, on the thread that flushes."""
+"""From addresses to stacks of frames, many at once, on whichever thread sends windows."""
 
 from __future__ import annotations
 
