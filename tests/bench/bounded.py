@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["MB", "PAIRS", "PERCENT", "PLAIN", "US", "Report", "surroundings"]
+__all__ = ["MACHINE", "MB", "PAIRS", "PERCENT", "PLAIN", "US", "Report", "surroundings"]
 
 PERCENT, US, MB, PLAIN, PAIRS = "percent", "microseconds", "MB", "plain", "pairs"
 """How a figure is shown. One of pairs is a median, `cpu_ratio...`, with its quartiles and their number."""
+MACHINE = (
+    ("**The machine**: a page of memory touched again at once, us", "page_us", PLAIN),
+    ("touched again after 2.5 s", "page_idle_us", US),
+)
+"""Lines of what the others depend on (`bench.keeper.page_costs`)."""
 Figures = Mapping[str, object]
 
 

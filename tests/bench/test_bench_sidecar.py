@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.sidecar.keeper import resident
+from bench.keeper import resident
 from bench.sidecar.report import REPORT
 
 
@@ -50,7 +50,7 @@ def test_the_keeper_finds_all_pages_and_ends_with_its_process(checkout: Path) ->
     assert len(pages) * os.sysconf("SC_PAGESIZE") > len(held)
     assert first // os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PAGESIZE") in pages
     with subprocess.Popen(["sleep", "60"]) as kept:
-        command = [sys.executable, "-m", "bench.sidecar.keeper", str(kept.pid)]
+        command = [sys.executable, "-m", "bench.keeper", str(kept.pid)]
         keeper = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(checkout / "tests")})
         try:
             with pytest.raises(subprocess.TimeoutExpired):

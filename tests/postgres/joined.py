@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ from typing import Any, NamedTuple
 from postgres.pgbench import Bracket, serial
 from postgres.reading import ROUTES, postmaster_of
 from quayscope.profile import Profile
+from quayscope.sidecar.interpreter import SWITCH_INTERVAL_S
 from quayscope.sidecar.native.sampler import Sampler
 from quayscope.sidecar.postgres.calibrate import calibrate
+from quayscope.sidecar.postgres.join import Clock
 from quayscope.sidecar.postgres.memory import BackendMemory
 from quayscope.sidecar.postgres.running import Noted, Ran
 from quayscope.sidecar.postgres.sampling import PostgresSampling
@@ -22,11 +25,14 @@ __all__ = ["Joined", "Outcome", "compare", "joining"]
 
 
 class Joined(NamedTuple):
-    """One sample as it was joined: its process, its time and the look's (Unix ns), and the answer."""
+    """One sample as it was joined: its process, its time, and the answer.
+
+    The time is Unix nanoseconds by the clocks as they were when the joining began, as pgbench's times are,
+    which counts on by the monotonic clock too: when somebody sets the clock meanwhile they still agree.
+    """
 
     pid: int
     time_ns: int
-    looked_ns: int
     ran: Ran
 
 
@@ -106,9 +112,11 @@ def joining(
     running = sampling._notes._running
     settle = running.settle
 
+    offset_ns = Clock.read().offset_ns
+
     def recorded(noted: Noted, time_ns: int) -> Ran:
         ran = settle(noted, time_ns)
-        found.samples.append(Joined(ran.pid, time_ns + running._clock.offset_ns, noted.looked_ns, ran))
+        found.samples.append(Joined(ran.pid, time_ns + offset_ns, ran))
         return ran
 
     running.settle = recorded  # type: ignore[method-assign] # what it answers is written down
@@ -121,9 +129,12 @@ def joining(
 
     sweeps = threading.Thread(target=sweep, daemon=True)
     sweeps.start()
+    switched_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         yield found
     finally:
+        sys.setswitchinterval(switched_s)
         stop.set()
         sweeps.join()
         sampling.close(5)

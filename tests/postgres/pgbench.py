@@ -63,7 +63,10 @@ _END = f"SELECT pg_terminate_backend(pid) {_OURS}"
 
 
 class Bracket(NamedTuple):
-    """Between these moments (Unix nanoseconds) a statement was sent and answered; `script` is its place."""
+    """Between these moments a statement was sent and answered; `script` is its place.
+
+    Unix nanoseconds as they were when pgbench began, counted on by the monotonic clock.
+    """
 
     sent_ns: int
     answered_ns: int

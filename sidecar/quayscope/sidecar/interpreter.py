@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 
-__all__ = ["tune"]
+__all__ = ["SWITCH_INTERVAL_S", "tune"]
 
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 """How long the sampling thread may wait for another one of ours; Python's 5 ms outlast most statements."""
 _GC_THRESHOLDS = (20_000, 20, 20)
 """Samples are held until their window ends: to look for cycles among them again and again finds none."""
@@ -15,6 +15,6 @@ _GC_THRESHOLDS = (20_000, 20, 20)
 
 def tune() -> None:
     """Set it; to be called once, when everything is imported."""
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)

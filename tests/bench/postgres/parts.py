@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
+from bench.keeper import page_costs
 from integration.sidecar.conftest import Server
 from postgres.pgbench import LOADS, Bracket, Pgbench, fill
 from quayscope.sidecar import procfs
@@ -24,8 +25,12 @@ Figures = dict[str, object]
 SIZES = (16, 64, 200, 500)
 QUICK_JOINS: Sequence[tuple[str, Sequence[str]]] = (("mixed", ()),)
 JOINS: Sequence[tuple[str, Sequence[str]]] = (*((load, ()) for load in LOADS), ("oltp", ("--normal",)))
+_HELD = 200
+"""So many backends have bounds."""
 _ROUNDS = 3
 ROUTES = {"mmap": "mapped", "readv": "read"}
+KEPT: Mapping[str, Sequence[str]] = {"": (), "_kept": ("--kept",)}
+"""As it is, and while another process keeps the reader's memory in reach (`bench.keeper`)."""
 _SLEEP = b"SELECT pg_sleep(36000) /* as long as nobody ends it, which is what a session does that waits */"
 
 
@@ -97,12 +102,15 @@ def sweeps(given: Given) -> Figures:
     """Sweeps of all backends at 99 Hz, by both routes, their waking included: medians of three rounds."""
     figures: Figures = {}
     with given.start("max_connections=600") as server:
-        share = _median(given, "wake", server.pid)
-        figures["core_share_waking"] = share
-        given.say(f"waking alone: {share:.2%} of a core")
+        for kept, options in KEPT.items():
+            share = _median(given, "wake", server.pid, *options)
+            figures[f"core_share_waking{kept}"] = share
+            given.say(f"waking alone{kept}: {share:.2%} of a core")
         for size in SIZES:
             with sleeping(server, size):
                 figures.update(_swept(given, server, str(size)))
+                if size == _HELD:
+                    figures.update(_swept(given, server, str(size), "_kept"))
     with given.start("max_connections=2000") as server, sleeping(server, 200):
         found = _swept(given, server, "200_of_2000")
         figures["core_share_200_of_2000"] = found["core_share_200_of_2000_mmap"]
@@ -110,12 +118,12 @@ def sweeps(given: Given) -> Figures:
     return figures
 
 
-def _swept(given: Given, server: Server, what: str) -> dict[str, float]:
+def _swept(given: Given, server: Server, what: str, kept: str = "") -> dict[str, float]:
     found = {}
     for name, route in ROUTES.items():
-        share = _median(given, "sweep", server.pid, "--route", route)
-        found[f"core_share_{what}_{name}"] = share
-        given.say(f"{what} backends, {name}: {share:.2%} of a core")
+        share = _median(given, "sweep", server.pid, "--route", route, *KEPT[kept])
+        found[f"core_share_{what}_{name}{kept}"] = share
+        given.say(f"{what} backends, {name}{kept}: {share:.2%} of a core")
     return found
 
 
@@ -231,7 +239,13 @@ def _cpu(pids: list[int]) -> int:
     return sum(procfs.cpu_ns(pid) or 0 for pid in pids)
 
 
+def machine(given: Given) -> Figures:
+    """What the machine takes for memory not touched for a while."""
+    return dict(page_costs(min(given.pairs, 3)))
+
+
 PARTS: Mapping[str, Callable[[Given], Figures]] = {
+    "machine": machine,
     "sweeps": sweeps,
     "polls": polls,
     "join": join,

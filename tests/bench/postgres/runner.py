@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from bench.keeper import kept
 from postgres.joined import Joined, joining
 from postgres.pgbench import serial
 from postgres.reading import ROUTES, reader_of
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--route", choices=tuple(ROUTES), default="mapped")
     parser.add_argument("--dsn", default="")
+    parser.add_argument("--kept", action="store_true", help="have another process keep our memory in reach")
     parser.add_argument("--normal", action="store_true", help="as where the kernel grants no priority")
     given = parser.parse_args()
     tune()
@@ -61,6 +64,8 @@ def main() -> int:
             activity = Activity(given.dsn, Capabilities(), [])
             activity.start()
             activity.wait_tried(10.0)
+        if given.kept:
+            stack.enter_context(kept(os.getpid()))
         print("ready", file=sys.stderr, flush=True)
         began, cpu = time.monotonic(), time.process_time()
         due = began

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import mmap
-import resource
+import os
 import signal
 import statistics
 import subprocess
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.keeper import kept, page_costs
 from bench.sidecar.load import Load, Server
 from bench.sidecar.unwinding import measure, record
 from quayscope.sidecar import procfs
@@ -21,6 +22,8 @@ from quayscope.sidecar import procfs
 __all__ = ["PARTS", "Given"]
 
 Figures = dict[str, object]
+_SHORT_S = 10.0
+"""What is measured for less than this is to be quick."""
 
 
 class Given(NamedTuple):
@@ -76,29 +79,10 @@ def steady(given: Given) -> Figures:
     return figures
 
 
-_PAGES = 2_000
-_IDLE_S = 2.5
-
-
 def machine(given: Given) -> Figures:
     """What the machine takes for memory not touched for a while: a batch touches some 2,000 pages."""
     given.say("machine: pages touched again at once, and after a while")
-    size = mmap.PAGESIZE
-    with mmap.mmap(-1, _PAGES * size) as memory:
-
-        def touch() -> float:
-            began = time.thread_time()
-            for at in range(0, _PAGES * size, size):
-                memory[at] = 1
-            return (time.thread_time() - began) / _PAGES * 1e6
-
-        touch()
-        at_once = statistics.median(touch() for _ in range(5))
-        later = []
-        for _ in range(1 if given.seconds < _SHORT_S else 3):
-            time.sleep(_IDLE_S)
-            later.append(touch())
-    return {"page_us": at_once, "page_idle_us": statistics.median(later)}
+    return dict(page_costs(1 if given.seconds < _SHORT_S else 3))
 
 
 def each(given: Given) -> Figures:
@@ -125,43 +109,48 @@ def rate(given: Given) -> Figures:
 
 def perf(given: Given) -> Figures:
     """Ours beside `perf record` and `perf script` on the same load at the same time, all their CPU."""
-    data = given.folder / "perf.data"
-    record = ["perf", "record", "-q", "--call-graph", "dwarf,16384", "-e", "cpu-clock", "-F", "99"]
+    figures: Figures = {"perf_seconds": given.perf_seconds}
+    for name, options in (("", ()), ("_kept", ("--kept",))):
+        ours, theirs, count = _beside_perf(given, *options)
+        ours_each, theirs_each = ours["cpu_s"] / max(1, ours["samples"]), theirs / max(1, count)
+        figures[f"ratio_to_perf{name}"] = ours_each / theirs_each
+        figures[f"perf_us_per_sample{name}"] = theirs_each * 1e6
+        figures[f"us_per_sample_with_start{name}"] = ours_each * 1e6
+        figures[f"perf_samples{name}"] = count
+    return figures
+
+
+_RECORD = ("perf", "record", "-q", "--call-graph", "dwarf,16384", "-e", "cpu-clock", "-F", "99")
+
+
+def _beside_perf(given: Given, *options: str) -> tuple[dict[str, Any], float, int]:
+    """Return our figures, perf's CPU seconds and its samples; `--kept` keeps perf's memory in reach too."""
+    data, text = given.folder / "perf.data", given.folder / "script"
     tree = ",".join(map(str, (given.server.pid, *procfs.children(given.server.pid))))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    recorder = subprocess.Popen([*record, "-o", str(data), "-p", tree], stderr=subprocess.DEVNULL)
-    try:
-        ours = run(given, given.server.pid, given.perf_seconds, "--no-inline")
-    finally:
-        recorder.send_signal(signal.SIGINT)
-        recorder.wait(60)
-    with (given.folder / "script").open("wb") as out:
-        subprocess.run(
-            ["perf", "script", "-i", str(data), "--no-inline"],
-            stdout=out,
-            stderr=subprocess.DEVNULL,
-            check=True,
-            timeout=1_200,
-        )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = sum(getattr(after, name) - getattr(before, name) for name in ("ru_utime", "ru_stime"))
-    # Our runner was a child as well.
-    theirs = total - ours["cpu_s"] - _START_S
-    with (given.folder / "script").open("rb") as lines:
+    recorder = subprocess.Popen([*_RECORD, "-o", str(data), "-p", tree], stderr=subprocess.DEVNULL)
+    with kept(recorder.pid) if options else contextlib.nullcontext():
+        try:
+            ours = run(given, given.server.pid, given.perf_seconds, "--no-inline", *options)
+        finally:
+            recorder.send_signal(signal.SIGINT)
+            theirs = _cpu_s(recorder)
+    with text.open("wb") as out:
+        command = ["perf", "script", "-i", str(data), "--no-inline"]
+        script = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
+        theirs += _cpu_s(script)
+    if script.returncode != 0:
+        raise RuntimeError(f"perf script ended with {script.returncode}")
+    with text.open("rb") as lines:
         count = sum(1 for line in lines if b"cpu-clock" in line)
-    ours_each, theirs_each = ours["cpu_s"] / max(1, ours["samples"]), theirs / max(1, count)
-    return {
-        "ratio_to_perf": ours_each / theirs_each,
-        "perf_us_per_sample": theirs_each * 1e6,
-        "us_per_sample_with_start": ours_each * 1e6,
-        "perf_samples": count,
-        "perf_seconds": given.perf_seconds,
-    }
+    given.say(f"perf: {theirs:.2f} s of CPU for {count} samples")
+    return ours, theirs, count
 
 
-_SHORT_S = 10.0
-_START_S = 0.3
-"""The CPU of starting our interpreter, about: taken off what perf is charged with."""
+def _cpu_s(process: subprocess.Popen[bytes]) -> float:
+    """Wait for a process; returns its CPU seconds, its children's with them."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return used.ru_utime + used.ru_stime
 
 
 def slowdown(given: Given) -> Figures:

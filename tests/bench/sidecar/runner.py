@@ -7,14 +7,15 @@ With `--until-closed` it goes on until standard input ends.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+from bench.keeper import kept
 from quayscope.profile import Profile
 from quayscope.sidecar import procfs
 from quayscope.sidecar.capabilities import Capabilities
@@ -70,27 +71,26 @@ def main() -> int:
         # No window may end within the first seconds: what its names cost is another figure.
         into = time.time() % WINDOW_S
         time.sleep(WINDOW_S - into if into > _LATEST_START_S else 0.0)
-    began, cpu = time.monotonic(), time.process_time()
-    sampler = Sampler(emit, hz=given.hz, window_s=WINDOW_S, cache=given.cache, inlined=not given.no_inline)
-    sampler.start()
-    tracked, noting = _add(sampler, given.pid, each=given.each)
-    keeper = (
-        subprocess.Popen([sys.executable, "-m", "bench.sidecar.keeper", str(os.getpid())])
-        if given.kept
-        else None
-    )
-    print("ready", file=sys.stderr, flush=True)
-    marks = [(0.0, 0.0, 0)]
-    used = procfs.cpu_ns(given.pid)
-    # Nobody else wakes meanwhile: that would be counted as the sampler's.
-    for mark in sorted({5.4, _NAMED_S - 0.1, WARM_S, given.seconds}):
-        if mark <= given.seconds and not closed.wait(max(0.0, began + mark - time.monotonic())):
-            marks.append((time.monotonic() - began, time.process_time() - cpu, tracked.samples))
-    if noting is not None:
-        noting.close()
-    sampler.close()
+    with kept(os.getpid()) if given.kept else contextlib.nullcontext():
+        began, cpu = time.monotonic(), time.process_time()
+        sampler = Sampler(
+            emit, hz=given.hz, window_s=WINDOW_S, cache=given.cache, inlined=not given.no_inline
+        )
+        sampler.start()
+        tracked, noting = _add(sampler, given.pid, each=given.each)
+        print("ready", file=sys.stderr, flush=True)
+        marks = [(0.0, 0.0, 0)]
+        used = procfs.cpu_ns(given.pid)
+        # Nobody else wakes meanwhile: that would be counted as the sampler's.
+        for mark in sorted({5.4, _NAMED_S - 0.1, WARM_S, given.seconds}):
+            if mark <= given.seconds and not closed.wait(max(0.0, began + mark - time.monotonic())):
+                marks.append((time.monotonic() - began, time.process_time() - cpu, tracked.samples))
+        if noting is not None:
+            noting.close()
+        sampler.close()
+        took = time.process_time() - cpu
     figures = {
-        "cpu_s": time.process_time() - cpu,
+        "cpu_s": took,
         "wall_s": time.monotonic() - began,
         "kind": tracked.source.kind,
         "samples": samples,
@@ -103,9 +103,6 @@ def main() -> int:
         **_shares(marks),
     }
     print(json.dumps(figures))
-    if keeper is not None:
-        keeper.kill()
-        keeper.wait()
     return 0
 
 

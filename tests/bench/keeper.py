@@ -1,4 +1,4 @@
-"""Keeps a process's memory in reach: `python -m bench.sidecar.keeper PID`, until that one has ended.
+"""Keeps a process's memory in reach: `python -m bench.keeper PID`, until that one has ended.
 
 Some hypervisors take away what a guest has not touched for a while; whoever touches it then pays for it. This
 reads a byte of each page that the process has, many times a second, from outside: what the process itself is
@@ -7,9 +7,13 @@ charged with is then its own work. Rings are no memory that can be read so; thei
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import re
+import statistics
+import subprocess
 import sys
 import time
 from array import array
@@ -18,6 +22,8 @@ from pathlib import Path
 
 INTERVAL_S = 0.05
 LOOK_AGAIN_S = 5.0
+_PAGES = 2_000
+_IDLE_S = 2.5
 _AT_ONCE = 1024
 _LARGEST = 1 << 30
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -36,6 +42,36 @@ def resident(pid: int) -> Iterator[int]:
                 pagemap.seek(start // _PAGE * 8)
                 entries = array("Q", pagemap.read((end - start) // _PAGE * 8))
                 yield from (start + _PAGE * i for i, entry in enumerate(entries) if entry >> _PRESENT_AT)
+
+
+def page_costs(rounds: int) -> dict[str, float]:
+    """Return the microseconds of CPU that a page of memory costs, touched again at once and after a while."""
+    with mmap.mmap(-1, _PAGES * _PAGE) as memory:
+
+        def touch() -> float:
+            began = time.thread_time()
+            for at in range(0, _PAGES * _PAGE, _PAGE):
+                memory[at] = 1
+            return (time.thread_time() - began) / _PAGES * 1e6
+
+        touch()
+        at_once = statistics.median(touch() for _ in range(5))
+        later = []
+        for _ in range(rounds):
+            time.sleep(_IDLE_S)
+            later.append(touch())
+    return {"page_us": at_once, "page_idle_us": statistics.median(later)}
+
+
+@contextlib.contextmanager
+def kept(pid: int) -> Iterator[None]:
+    """Keep a process's memory in reach while entered, by one of its own that no one's CPU includes."""
+    keeper = subprocess.Popen([sys.executable, "-m", "bench.keeper", str(pid)])
+    try:
+        yield
+    finally:
+        keeper.kill()
+        keeper.wait()
 
 
 class _IoVec(ctypes.Structure):
