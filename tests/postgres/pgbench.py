@@ -2,6 +2,12 @@
 
 A script is one statement in a transaction of its own. pgbench logs for each transaction its client, its
 number in that client, its end and how long it took; client and number stand in the statement's comment too.
+
+pgbench counts time by the monotonic clock, and reads once, when it starts, by how much that is behind the
+real one: from one clock and then from the other. What comes between is how much all its times are too early;
+that was 0.1 to 0.2 ms once in a dozen starts on a busy machine. So some statements keep what the server's
+clock says while they run: it must lie between when they were sent and answered, which tells the error to some
+20 us.
 """
 
 from __future__ import annotations
@@ -9,11 +15,11 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["LOADS", "ROWS", "Bracket", "Pgbench", "fill", "serial"]
+__all__ = ["LOADS", "ROWS", "Bracket", "Pgbench", "early_ns", "fill", "serial"]
 
 ROWS = 20_000
 _PROGRAM = Path("/usr/lib/postgresql/15/bin/pgbench")
@@ -45,13 +51,16 @@ LOADS: dict[str, Sequence[tuple[str, int]]] = {
     ),
 }
 """Statements and their weights: below a millisecond, from there to some tens, and tenths of a second."""
+_MOMENT = ("INSERT INTO moments VALUES (:client_id, :n, clock_timestamp())", 1)
+_MOMENTS = "SELECT client, number, extract(epoch FROM at) FROM moments"
 
 _TABLES = f"""
-DROP TABLE IF EXISTS hot, history;
+DROP TABLE IF EXISTS hot, history, moments;
 CREATE TABLE hot AS SELECT g AS id, md5(g::text) AS name, (g * 7919) % 1000 AS kind
   FROM generate_series(1, {ROWS}) g;
 CREATE UNIQUE INDEX ON hot (id);
 CREATE TABLE history (hot int, at timestamptz);
+CREATE TABLE moments (client int, number int, at timestamptz);
 ALTER SYSTEM SET max_parallel_workers_per_gather = 0;
 SELECT pg_reload_conf();
 ANALYZE hot;
@@ -90,7 +99,8 @@ def serial(text: str) -> tuple[int, int] | None:
 class Pgbench:
     """pgbench on a server while entered; `brackets` afterwards, by client and number.
 
-    `seconds` bounds it in case nobody leaves.
+    `seconds` bounds it in case nobody leaves. `early_ns` is how much its own times were too early, at least
+    and at most: the brackets are not.
     """
 
     def __init__(
@@ -101,13 +111,16 @@ class Pgbench:
         self._command = [str(_PROGRAM), "-n", "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
         self._command += ["-c", str(clients), "-T", str(seconds), "-D", "n=0", "-l"]
         self._command += [f"--log-prefix={folder / 'log'}"]
-        for number, (statement, weight) in enumerate(load):
+        for number, (statement, weight) in enumerate((*load, _MOMENT)):
             script = folder / f"{number}.sql"
             script.write_text(_FORM.format(rows=ROWS, statement=statement))
             self._command += ["-f", f"{script}@{weight}"]
         self.brackets: dict[tuple[int, int], Bracket] = {}
+        self.early_ns = (0, 0)
 
     def __enter__(self) -> Pgbench:
+        with self._server.connect() as connection:
+            connection.execute("TRUNCATE moments")
         self._process = subprocess.Popen(
             [*self._command, "postgres"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
@@ -124,8 +137,16 @@ class Pgbench:
         with self._server.connect() as connection:
             connection.execute(_END)
         self._process.communicate(timeout=20)
-        for client, number, bracket in self._logged():
-            self.brackets[client, number] = bracket
+        logged = {(client, number): bracket for client, number, bracket in self._logged()}
+        with self._server.connect() as connection:
+            moments = connection.execute(_MOMENTS).fetchall()
+        least_ns, most_ns = self.early_ns = early_ns(
+            (round(at * 1_000_000_000), logged[client, number])
+            for client, number, at in moments
+            if (client, number) in logged
+        )
+        for which, (sent_ns, answered_ns, script) in logged.items():
+            self.brackets[which] = Bracket(sent_ns + least_ns, answered_ns + most_ns, script)
 
     def _logged(self) -> Iterator[tuple[int, int, Bracket]]:
         for path in self._folder.glob("log.*"):
@@ -135,3 +156,16 @@ class Pgbench:
                     end_ns = (seconds * 1_000_000 + us) * 1000
                     # Each time is cut to the microsecond.
                     yield client, number, Bracket(end_ns - took_us * 1000 - 2000, end_ns + 2000, script)
+
+
+def early_ns(moments: Iterable[tuple[int, Bracket]]) -> tuple[int, int]:
+    """Return by how much brackets are too early at least and at most, 0 twice where they need not be.
+
+    Of each there is a moment (Unix ns) at which its statement was running.
+    """
+    found = [(at_ns - answered_ns, at_ns - sent_ns) for at_ns, (sent_ns, answered_ns, _) in moments]
+    if not found:
+        return 0, 0
+    least_ns, most_ns = max(least for least, _ in found), min(most for _, most in found)
+    assert least_ns <= most_ns, "the machine's clock was set while pgbench ran"
+    return (0, 0) if least_ns <= 0 <= most_ns else (least_ns, most_ns)

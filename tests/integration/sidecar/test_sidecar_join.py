@@ -15,7 +15,7 @@ import pytest
 from plain_user import NOBODY
 from postgres.installs import MAJORS
 from postgres.joined import compare, joining
-from postgres.pgbench import LOADS, Pgbench, fill
+from postgres.pgbench import LOADS, Bracket, Pgbench, early_ns, fill
 from quayscope.sidecar import procfs
 
 _RIGHT = 0.995
@@ -43,6 +43,15 @@ def filled(make_server: Callable[..., Any]) -> Callable[[str], Any]:
     return of
 
 
+def test_times_that_are_too_early_are_found_out() -> None:
+    """Moments at which statements ran tell by how much their brackets are off, and when that cannot be."""
+    right = [(1_000, Bracket(900, 1_200, 0)), (2_000, Bracket(1_950, 2_020, 0))]
+    assert early_ns(right) == early_ns([]) == (0, 0)
+    assert early_ns([(at + 500, bracket) for at, bracket in right]) == (480, 550)
+    with pytest.raises(AssertionError, match="clock was set"):
+        early_ns([*right, (9_000, Bracket(1_000, 1_100, 0))])
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize(("load", "major"), _CASES)
 def test_proven_statements_are_right(
@@ -61,7 +70,7 @@ def test_proven_statements_are_right(
         until(lambda: len(found.samples) >= _FIRST, 30.0)
         until(lambda: len(found.samples) >= _FIRST + wanted, wanted / 10)
     outcome = compare(found.samples[_FIRST:], client.brackets)
-    print(f"{major}, {load}: {outcome}")
+    print(f"{major}, {load}: {outcome}, pgbench's own times early by {client.early_ns} ns")
     assert found.sampling.realtime is None
     assert outcome.right > 100
     assert outcome.right_share >= _RIGHT
