@@ -7,8 +7,10 @@ import sys
 
 __all__ = ["SWITCH_INTERVAL_S", "tune"]
 
-SWITCH_INTERVAL_S = 0.0005
-"""How long the sampling thread may wait for another one of ours; Python's 5 ms outlast most statements."""
+SWITCH_INTERVAL_S = 0.0001
+"""How long the thread that notes statements may have to ask another one of ours for the interpreter: what ran
+at a sample and has ended meanwhile is not known. Of mixed statements 1.8 % were unproven with it, 2.6 % with
+0.5 ms; Python's 5 ms outlast most."""
 _GC_THRESHOLDS = (20_000, 20, 20)
 """Samples are held until their window ends: to look for cycles among them again and again finds none."""
 
