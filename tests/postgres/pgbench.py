@@ -1,7 +1,9 @@
 """Load by pgbench whose every statement says which one it is, and when each was sent and answered.
 
 A script is one statement in a transaction of its own. pgbench logs for each transaction its client, its
-number in that client, its end and how long it took; client and number stand in the statement's comment too.
+number in that client and its end; client and number stand in the statement's comment too. A client's next
+statement is sent after that: how long one took is logged as well, but the end less that may lie behind the
+beginning, since it reads its clock once for the one and again for the other.
 
 pgbench counts time by the monotonic clock, and reads once, when it starts, by how much that is behind the
 real one: from one clock and then from the other. What comes between is how much all its times are too early;
@@ -149,13 +151,16 @@ class Pgbench:
             self.brackets[which] = Bracket(sent_ns + least_ns, answered_ns + most_ns, script)
 
     def _logged(self) -> Iterator[tuple[int, int, Bracket]]:
+        ends: dict[int, int] = {}
         for path in self._folder.glob("log.*"):
             for line in path.read_text().splitlines():
                 with contextlib.suppress(ValueError):  # the last line may be cut
                     client, number, took_us, script, seconds, us = map(int, line.split()[:6])
                     end_ns = (seconds * 1_000_000 + us) * 1000
+                    began_ns = ends.get(client, end_ns - took_us * 1000)
+                    ends[client] = end_ns
                     # Each time is cut to the microsecond.
-                    yield client, number, Bracket(end_ns - took_us * 1000 - 2000, end_ns + 2000, script)
+                    yield client, number, Bracket(began_ns - 2000, end_ns + 2000, script)
 
 
 def early_ns(moments: Iterable[tuple[int, Bracket]]) -> tuple[int, int]:
