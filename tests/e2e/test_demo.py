@@ -91,12 +91,13 @@ def test_stalls_and_statements_are_named(outcome: tuple[str, Outcome]) -> None:
 def test_database_time_has_its_endpoint(outcome: tuple[str, Outcome]) -> None:
     """Of the database's time within the registry's statements at least 95 % has an endpoint.
 
-    Where shared memory may not be read, what ends a transaction has none.
+    Where shared memory may not be read, what ends a transaction has none, and ten looks a second meet the
+    longer statements alone: which endpoints have any, is for chance and for the machine's speed to say.
     """
     way, result = outcome
     database = result.report["database"]
     assert database["seconds"] > 0.5
-    assert len(database["endpoints"]) >= 8
+    assert len(database["endpoints"]) >= (3 if way == "refused" else 8)
     if way != "refused":
         assert database["attributed_share"] >= 0.95, database
 
