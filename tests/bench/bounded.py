@@ -101,4 +101,4 @@ def _shown(figures: Figures, key: str, form: str) -> str:
             f"{value:.4f}; quartiles {figures[prefix + 'cpu_ratio_quartile1']:.4f} and "
             f"{figures[prefix + 'cpu_ratio_quartile3']:.4f}, {figures[prefix + 'pairs']} pairs"
         )
-    return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
