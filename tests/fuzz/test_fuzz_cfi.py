@@ -17,6 +17,7 @@ from quayscope.sidecar.native.lockstep import FEWEST
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps
 from quayscope.sidecar.native.stored import StoredRules
 from quayscope.sidecar.native.unwind import MAX_FRAMES, CfiUnwinder
+from unit.sidecar.assembled import Held
 
 SOURCE = """
 #include <alloca.h>
@@ -62,20 +63,10 @@ def with_hot_places(path: Path) -> Input:
     return Input(data, tuple((found.offset, found.offset + found.size) for found in extents if found))
 
 
-class One:
-    """A single object, whatever is asked for."""
-
-    def __init__(self, elf: Elf) -> None:
-        self.elf = elf
-
-    def of(self, pid: int, path: str) -> Elf | None:
-        return self.elf
-
-
 def unwinding(data: bytes) -> None:
     """Ask for the rule at many addresses, and walk stacks that are full of addresses of this object."""
     elf = Elf(data)
-    unwinder = CfiUnwinder(One(elf), cache=None)
+    unwinder = CfiUnwinder(Held(elf), cache=None)
     space = AddressSpace(1, [Mapping(START, START + 0x4000, 0, "/object")])
     chance = random.Random(len(data))
     code = [START + 0x1000 + chance.randrange(0x400) for _ in range(64)]
@@ -94,7 +85,7 @@ def unwinding(data: bytes) -> None:
         unwinder.unwind(space, [*registers, *registers[1:]], stack)
     laid = Laid(samples)
     assert len(samples) >= FEWEST
-    for other in (unwinder, CfiUnwinder(One(elf), cache=None)):
+    for other in (unwinder, CfiUnwinder(Held(elf), cache=None)):
         assert other.unwind_all([(space, dump) for dump in laid.dumps]) == alone
 
 

@@ -28,8 +28,8 @@ from quayscope.sidecar.native.dwarf import InlinedCalls
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.gosym import GoTable
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
-from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.symbols import Symbols
+from unit.sidecar.assembled import Held
 
 SOURCE = """
 static int hidden(int n) { return n * 3; }
@@ -99,17 +99,6 @@ def elf_input(path: Path) -> Input:
     return Input(data, tuple(hot))
 
 
-class Held(Objects):
-    """Objects whose one file is the object at hand."""
-
-    def __init__(self, elf: Elf) -> None:
-        super().__init__()
-        self.elf = elf
-
-    def of(self, pid: int, path: str) -> Elf | None:
-        return self.elf
-
-
 def test_elf(objects: list[Input], seconds: float) -> None:
     """A broken object is refused by MalformedElf, and a namer never raises for one that is not."""
 
@@ -124,9 +113,11 @@ def test_elf(objects: list[Input], seconds: float) -> None:
         symbols = Symbols(Held(elf))
         space = AddressSpace(os.getpid(), [Mapping(0x10000, 0x10000 + len(data), 0, "/no/such/file")])
         for offset in (0, len(data) // 2, *(elf.offset_of(address) or 0 for address in addresses)):
-            symbols.frames(space, 0x10000 + offset)
+            named = symbols.frames(space, 0x10000 + offset)
             start, end = symbols.around(space, 0x10000 + offset)
             assert start <= 0x10000 + offset < end
+            for near in (start, end - 1):
+                assert symbols.frames(space, near) == named
         for section in elf.sections:
             elf.section(section.name)
         mini_debuginfo(elf)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from quayscope.sidecar.native.elf import Elf
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
+from quayscope.sidecar.native.objects import Objects
 
 CODE = 0x1000
 """Where the code of an assembled object begins, in the file and in its addresses."""
@@ -173,6 +174,17 @@ class Mapped:
     def of(self, pid: int, path: str) -> Elf | None:
         self.asked += 1
         return None if pid in self.gone else self.objects.get(path)
+
+
+class Held(Objects):
+    """Objects whose one file is the object at hand."""
+
+    def __init__(self, elf: Elf) -> None:
+        super().__init__()
+        self.elf = elf
+
+    def of(self, pid: int, path: str) -> Elf | None:
+        return self.elf
 
 
 BASE = 0x55_0000_0000

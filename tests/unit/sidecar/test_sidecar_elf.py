@@ -14,12 +14,13 @@ import pytest
 
 from quayscope.profile import Frame
 from quayscope.sidecar.errors import MalformedElf
-from quayscope.sidecar.native.elf import Elf
+from quayscope.sidecar.native.elf import Elf, Segment
 from quayscope.sidecar.native.kernel import KernelSymbols
 from quayscope.sidecar.native.maps import AddressSpace, Mapping, parse_maps, read_maps
 from quayscope.sidecar.native.objects import Objects, open_regular
 from quayscope.sidecar.native.symbols import Named, Symbols
 from quayscope.sidecar.native.symtab import Function
+from unit.sidecar.assembled import CODE, TABLES, Held, object_of
 
 
 def _load(path: Path) -> Elf:
@@ -225,6 +226,53 @@ def test_code_without_a_file(anonymous: AddressSpace) -> None:
     assert symbols.frames(anonymous, 0x1235) == symbols.frames(anonymous, 0x1234)
     assert symbols.frames(anonymous, 0x5000) == Named((Frame("[unmapped]"),), False, False)
     assert symbols.unnamed == 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_loaded_in_one_piece(libc: Path, seed: int) -> None:
+    """Segments overlap and lie anywhere: a piece is all of one segment, and as long as it can be."""
+    chance = random.Random(seed)
+    elf = _load(libc)
+    elf.segments = [
+        Segment(
+            chance.randrange(60), chance.choice((0, 1 << 40, (1 << 64) - 1)), chance.choice((1, 8, 30)), True
+        )
+        for _ in range(chance.randrange(6))
+    ]
+    # The number of the segment that each byte belongs to.
+    holders = [
+        next((n for n, s in enumerate(elf.segments) if s.offset <= byte < s.offset + s.size), None)
+        for byte in range(100)
+    ]
+    for byte, holder in enumerate(holders):
+        start, end = elf.loaded_around(byte)
+        assert start <= byte < end
+        if holder is None:
+            assert (start, end) == (byte, byte + 1)
+        else:
+            assert set(holders[start:end]) == {holder}
+            assert start == 0 or holders[start - 1] != holder
+            assert holders[end] != holder
+
+
+def test_a_name_holds_where_the_file_is_loaded() -> None:
+    """A stretch of one name ends with its segment, and is where it was asked for."""
+    elf = object_of([(CODE, 0x100, b""), (CODE + 0x100, 0x100, b"")])
+    (whole,) = elf.segments
+    elf.segments = [
+        # The same addresses, for what is no part of the file.
+        Segment(1 << 32, CODE - 0x10, 0x40, False),
+        whole._replace(size=CODE + 0x180),
+        whole._replace(offset=TABLES, address=TABLES),
+    ]
+    symbols = Symbols(Held(elf))
+    space = AddressSpace(os.getpid(), [Mapping(0x10000, 0x18000, 0, "/program")])
+    for offset, end in ((0x20, 0x100), (0xFF, 0x100), (0x100, 0x180)):
+        symbols.frames(space, 0x10000 + CODE + offset)
+        assert symbols.around(space, 0x10000 + CODE + offset) == (
+            0x10000 + CODE + offset // 0x100 * 0x100,
+            0x10000 + CODE + end,
+        )
 
 
 def test_kernel_names(tmp_path: Path) -> None:

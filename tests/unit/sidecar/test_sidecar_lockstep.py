@@ -16,8 +16,20 @@ from quayscope.sidecar.native.lockstep import FEWEST
 from quayscope.sidecar.native.maps import AddressSpace, Mapping
 from quayscope.sidecar.native.ranges import LIMIT, Ranges, tag
 from quayscope.sidecar.native.unwind import CfiUnwinder
-from unit.sidecar.assembled import BASE, Mapped, object_of
-from unit.sidecar.grown import BY_RBX, FUNCTIONS, HALF, SAVES_RBX, SPACE, STACK, grow, registers, stack
+from unit.sidecar.assembled import BASE, CODE, TABLES, Mapped, object_of
+from unit.sidecar.grown import (
+    BY_RBX,
+    FUNCTIONS,
+    HALF,
+    ROOT,
+    SAVES_RBX,
+    SPACE,
+    STACK,
+    frame,
+    grow,
+    registers,
+    stack,
+)
 
 _GARBAGE = (0, 1, 7, STACK, STACK + 3, STACK - 64, LIMIT, (1 << 64) - 1, 1 << 63, 0xFFFF_FFFF_8100_0000)
 
@@ -110,6 +122,36 @@ def test_spoiled_stacks_end_as_they_do_alone(program: Elf, seed: int) -> None:
     for _ in range(3):
         given = samples(chance, 1_300, 3, spoil=0.7)
         assert check(program, together, given) > len(given) // 4
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="walks of x86-64")
+@pytest.mark.parametrize("spoil", ["overlapping", "rows behind the end", "segments"])
+def test_objects_that_contradict_themselves(spoil: str) -> None:
+    """A rule holds for no address together that it does not hold for alone."""
+    functions = list(FUNCTIONS)
+    if spoil == "overlapping":
+        functions[4] = (CODE + 0x100, 0x1000, ROOT)
+    elif spoil == "rows behind the end":
+        # The second row begins 0x48 bytes on, where the function has but 0x10.
+        functions[7] = (CODE + 0x1C0, 0x10, frame(1) + b"\x02\x48" + frame(2))
+    found = object_of(functions)
+    if spoil == "segments":
+        (whole,) = found.segments
+        found.segments = [
+            whole._replace(offset=CODE + 0x60, address=CODE + 0x60, size=0x30),
+            whole._replace(size=CODE + 0x120),
+            whole._replace(offset=TABLES, address=TABLES),
+        ]
+    chance = random.Random(5)
+    together = CfiUnwinder(Mapped(program=found), cache=None)
+    for _ in range(3):
+        given = samples(chance, 400, 3, spoil=0.1)
+        for number, (space, first, dump) in enumerate(given):
+            if number % 4 == 0:
+                # Anywhere in its code, and behind it.
+                pc = space.mappings[0].start + CODE + chance.randrange(0x280)
+                given[number] = (space, (*first[:16], pc), dump)
+        check(found, together, given)
 
 
 def test_few_are_walked_alone(program: Elf) -> None:

@@ -47,6 +47,7 @@ _MAX_NAME = 4096
 _MAX_HEADERS = 4096
 _MAX_NOTES = 64 << 10
 _MAX_BUILD_ID = 64
+_NO_END = 1 << 64
 
 
 class Segment(NamedTuple):
@@ -251,6 +252,23 @@ class Elf:
             if offset <= file_offset < offset + size:
                 return file_offset - offset + address
         return None
+
+    def loaded_around(self, file_offset: int) -> tuple[int, int]:
+        """Return the bytes [start, end) of the file that are loaded in one piece with one of them.
+
+        Where segments overlap, a byte belongs to the first that holds it, as `address_of` says. A byte that
+        is not loaded is alone.
+        """
+        low, high = 0, _NO_END
+        for offset, _, size, _ in self.segments:
+            end = offset + size
+            if offset <= file_offset < end:
+                return max(low, offset), min(high, end)
+            if end <= file_offset:
+                low = max(low, end)
+            else:
+                high = min(high, offset)
+        return file_offset, file_offset + 1
 
     def offset_of(self, address: int) -> int | None:
         """Return where in the file the byte at a virtual address lies, None where it is in none."""

@@ -122,6 +122,10 @@ class FrameTable:
         """Return the virtual address at which a function starts, by its number."""
         return self._starts[index] + (self._base or 0) & _MASK
 
+    def end_of(self, index: int) -> int:
+        """Return the virtual address up to which a function can be the last one: the next one's start."""
+        return self._starts[index + 1] + (self._base or 0) if index + 1 < len(self._starts) else _MASK + 1
+
     def function(self, index: int) -> Function:
         """Return a function by its number."""
         at = self._entries[index]

@@ -145,11 +145,8 @@ class ObjectNames:
             return offset, offset + 1
         low = max([one for one in near if one <= address], default=address)
         high = min([one for one in near if one > address], default=address + 1)
-        first, last = elf.offset_of(low), elf.offset_of(high - 1)
-        whole = first is not None and last is not None and last - first == high - 1 - low
-        if not whole or first is None or last is None:
-            return offset, offset + 1
-        return first, last + 1
+        first, end = elf.loaded_around(offset)
+        return max(first, offset - (address - low)), min(end, offset + (high - address))
 
     def _at(self, elf: Elf, address: int) -> Named:
         go = self._go_table(elf)

@@ -92,15 +92,21 @@ class View:
         """Return the rule at an address, and the addresses around it that share it; None: not known."""
         mapping = self._layout.find(address)
         found = None if mapping is None else self._object(space, mapping)
-        virtual = None
-        if mapping is not None and found is not None:
-            virtual = found.elf.address_of(address - mapping.start + mapping.offset)
-        if mapping is None or found is None or virtual is None:
+        if mapping is None or found is None:
+            return None
+        distance = mapping.start - mapping.offset
+        virtual = found.elf.address_of(address - distance)
+        if virtual is None:
             return None
         rule, start, end = found.row(virtual)
         bias = address - virtual
+        first, last = found.elf.loaded_around(address - distance)
         self._learned()
-        return Stretch(rule, max(start + bias, mapping.start), min(end + bias, mapping.end))
+        return Stretch(
+            rule,
+            max(start + bias, first + distance, mapping.start),
+            min(end + bias, last + distance, mapping.end),
+        )
 
     def general(self, space: AddressSpace, address: int) -> Rule:
         """Return the rule at an address, with registers by name where there is information."""
