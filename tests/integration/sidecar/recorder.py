@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from quayscope.sidecar.native.events import DUMP_BYTES
+
 __all__ = ["MIXED", "SUMMED", "Database", "mixed_load", "prepare", "record", "recording"]
 
 RATE = "499"
@@ -57,7 +59,7 @@ def recording(path: Path, *target: str) -> Iterator[None]:
     control, answers = path.with_suffix(".control"), path.with_suffix(".answers")
     os.mkfifo(control)
     os.mkfifo(answers)
-    command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", RATE, "--call-graph", "dwarf,16384"]
+    command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", RATE, "--call-graph", f"dwarf,{DUMP_BYTES}"]
     # Started off, and switched on with an answer: whatever is started after that is recorded.
     command += ["-D", "-1", f"--control=fifo:{control},{answers}", "-o", str(path), *target]
     perf = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -78,7 +80,7 @@ def recording(path: Path, *target: str) -> Iterator[None]:
 
 def record(path: Path, *command: str) -> None:
     """Record a program from its start to its end."""
-    options = ["perf", "record", "-q", "-e", "cpu-clock", "-F", RATE, "--call-graph", "dwarf,16384"]
+    options = ["perf", "record", "-q", "-e", "cpu-clock", "-F", RATE, "--call-graph", f"dwarf,{DUMP_BYTES}"]
     subprocess.run([*options, "-o", str(path), *command], check=True, capture_output=True, timeout=120)
 
 

@@ -13,6 +13,7 @@ import pytest
 from dumps import Laid
 from integration.sidecar.recorder import SUMMED, Database, mixed_load, prepare, record, recording
 from perf_data import Files, Replay, perf_stacks
+from quayscope.sidecar.native.events import DUMP_BYTES
 from quayscope.sidecar.native.maps import AddressSpace
 from quayscope.sidecar.native.objects import Objects
 from quayscope.sidecar.native.spaces import Spaces
@@ -23,11 +24,15 @@ DEBIAN = Path("/usr/lib/postgresql/15")
 
 @dataclass
 class Compared:
-    """How stacks of ours compare with perf's; `examples` of those that are neither the same nor longer."""
+    """How stacks of ours compare with perf's; `examples` of those that are neither the same nor longer.
+
+    `cut` ones are longer than what is recorded of a stack.
+    """
 
     same: int = 0
     longer: int = 0
     other: int = 0
+    cut: int = 0
     examples: list[tuple[list[int], list[int]]] = field(default_factory=list)
 
     @property
@@ -57,6 +62,7 @@ def compare(path: Path, replay: Replay, unwinder: CfiUnwinder) -> Compared:
     for space, sample in replay:
         result = unwinder.unwind(space, sample.registers, sample.stack)
         assert unwinder.unwind(space, sample.registers, sample.stack) == result
+        found.cut += result.end == "dump" and len(sample.stack) == DUMP_BYTES
         ours = [in_file(space, address) for address in result.addresses]
         wanted = theirs[sample.tid, sample.time_ns]
         # Where perf went astray it ends at an address that no file holds; where both did, ours leaves it out.
@@ -136,9 +142,11 @@ def test_backends_that_have_ended(make_server: Callable[..., Database], folder: 
     assert len({sample.pid for _, sample in replay} & pids) > 20
     unwinder = CfiUnwinder(Objects(), cache=None)
     found = compare(path, replay, unwinder)
-    print(found.same, found.longer, found.other, unwinder.ends)
+    print(found.same, found.longer, found.other, found.cut, unwinder.ends)
     assert found.other == 0, found.examples[:3]
-    assert unwinder.ends["root"] >= 0.97 * unwinder.ends.total()
+    # Each backend compiles the function once: its parser's frames alone have more bytes than are recorded.
+    assert found.cut <= 0.1 * found.all
+    assert unwinder.ends["root"] >= 0.99 * (unwinder.ends.total() - 2 * found.cut)
 
 
 def test_generated_code(
