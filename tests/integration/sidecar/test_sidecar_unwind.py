@@ -144,8 +144,8 @@ def test_backends_that_have_ended(make_server: Callable[..., Database], folder: 
     found = compare(path, replay, unwinder)
     print(found.same, found.longer, found.other, found.cut, unwinder.ends)
     assert found.other == 0, found.examples[:3]
-    # Each backend compiles the function once: its parser's frames alone have more bytes than are recorded.
-    assert found.cut <= 0.1 * found.all
+    # Each backend compiles the function once: two frames of that compiler have 12 and 8 kB, by their code.
+    assert found.cut <= 0.05 * found.all
     assert unwinder.ends["root"] >= 0.99 * (unwinder.ends.total() - 2 * found.cut)
 
 

@@ -161,7 +161,8 @@ class ObjectRules:
             return self._alone(address, self._without(address))
         compiled = self._functions.get(index)
         if compiled is None:
-            kept = self._kept(table, index, address)
+            start = table.start_of(index)
+            kept = self._kept(start, address)
             if kept is not None:
                 return kept
             compiled = self._functions[index] = self._decode(table, index)
@@ -169,9 +170,7 @@ class ObjectRules:
             return self._alone(address, self._without(address))
         at = bisect.bisect_right(compiled.starts, address) - 1
         end = compiled.starts[at + 1] if at + 1 < len(compiled.starts) else compiled.end
-        return self._row(
-            compiled.rules[at], address, compiled.starts[at], min(end, compiled.end, table.end_of(index))
-        )
+        return self._row(compiled.rules[at], address, compiled.starts[at], min(end, compiled.end))
 
     @staticmethod
     def _alone(address: int, rule: Rule) -> Stretch:
@@ -182,9 +181,8 @@ class ObjectRules:
             return self._alone(address, _at(rule, address))
         return Stretch(rule, start, end)
 
-    def _kept(self, table: FrameTable, index: int, address: int) -> Stretch | None:
+    def _kept(self, start: int, address: int) -> Stretch | None:
         """Return what an earlier run has stored for an address; None where its function is to be decoded."""
-        start = table.start_of(index)
         found = None if self.stored is None else self.stored.row(start, address - start)
         if found is None:
             self.changed = True
@@ -195,8 +193,7 @@ class ObjectRules:
         # Of a general rule it is stored only that it is one.
         if kind == Kind.GENERAL:
             return None
-        end = min(start + min(end, size), table.end_of(index))
-        return self._row(_intern((kind, step, save, None)), address, start + distance, end)
+        return self._row(_intern((kind, step, save, None)), address, start + distance, start + min(end, size))
 
     def _without(self, address: int) -> Rule:
         """Return the rule at an address without information; the first instructions have no caller."""
@@ -237,9 +234,9 @@ class ObjectRules:
             self.malformed += 1
             return _NOTHING
         starts = array("Q", [row.start for row in function.rows])
-        return _Compiled(
-            function.end, starts, [_compile(function, row, self._short) for row in function.rows]
-        )
+        # Where two functions overlap, the later one's entry is found.
+        end = min(function.end, table.end_of(index))
+        return _Compiled(end, starts, [_compile(function, row, self._short) for row in function.rows])
 
     def compiled(self) -> list[StoredFunction]:
         """Return what is worth keeping: what is compiled, then what only an earlier run has."""
